@@ -1,0 +1,1 @@
+"""mesh: a peer-to-peer, node-local cache for GPU clusters."""

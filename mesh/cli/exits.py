@@ -1,0 +1,47 @@
+"""How commands end when something is wrong: one clear line, and exit code 1."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mesh.cli.settings import ConfigErrors, Settings, load_settings
+from mesh.errors import MeshError, PeerUnavailable
+
+ConfigPath = Annotated[
+    Path,
+    typer.Option("--config", "-c", metavar="PATH", envvar="MESH_CONFIG", help="The config file."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def fail(message: str) -> typer.Exit:
+    """Print one line on stderr; the caller raises what is returned."""
+    print(f"mesh: {message}", file=sys.stderr)
+    return typer.Exit(1)
+
+
+def settings_of(path: Path) -> Settings:
+    """Load the config, or print each mistake as one line and exit."""
+    try:
+        return load_settings(path)
+    except ConfigErrors as errors:
+        for mistake in errors.mistakes:
+            print(f"mesh: {mistake}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Turn the errors of mesh into one line and exit code 1."""
+    try:
+        yield
+    except PeerUnavailable as error:
+        raise fail(f"no answer from {error}; is `mesh peer` running here?") from None
+    except MeshError as error:
+        raise fail(str(error)) from None

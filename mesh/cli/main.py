@@ -1,0 +1,27 @@
+"""The `mesh` command: words typed by people become calls."""
+
+from __future__ import annotations
+
+import typer
+
+from mesh.cli import config, mount, peer
+
+app = typer.Typer(
+    help="A peer-to-peer, node-local cache mesh for GPU clusters.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+app.command()(peer.peer)
+app.command()(mount.mount)
+app.command()(mount.umount)
+app.add_typer(config.app, name="config")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

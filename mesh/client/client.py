@@ -1,0 +1,290 @@
+"""A mesh, from the side of one host: paths to attributes, listings and open files.
+
+    look-ups   own peer, else any other peer, else the under-store
+    bytes      extent file, else own peer brings them there, else `direct`
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from mesh.blocks import MIB, FileVersion
+from mesh.clock import Clock, monotonic_s
+from mesh.client.direct import DirectReader
+from mesh.client.file import MeshFile
+from mesh.client.here import BlocksHere
+from mesh.errors import (
+    IsADirectory,
+    ListingGone,
+    MeshError,
+    NotFound,
+    PeerUnavailable,
+    Unavailable,
+)
+from mesh.membership.view import View
+from mesh.metrics import Metrics, by_label
+from mesh.understore.arrow import open_under_store
+from mesh.understore.table import MountTable, Place
+from mesh.understore.understore import Stat, UnderStore, UnderStoreSettings
+from mesh.wire.channels import Channels, TlsSettings
+from mesh.wire.codec import FETCH, LIST, REPORT, STAT
+from mesh.wire.messages import (
+    Attributes,
+    DirectoryEntry,
+    FetchReply,
+    FetchRequest,
+    ListRequest,
+    MountReport,
+    StatReply,
+    StatRequest,
+)
+
+log = structlog.get_logger()
+
+STAT_TIMEOUT_S = 40.0
+"""More than one request to the under-store may take; a peer that is gone shows much
+sooner, by its connection."""
+
+FETCH_TIMEOUT_S = 120.0
+OTHER_PEERS_ASKED = 2
+READ_THREADS = 8
+PEER_AWAY_S = 0.5
+"""For so long the own peer is not asked again after it did not answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSettings:
+    """What a host must know to read the mesh, its peer alive or not."""
+
+    name: str
+    """Of the peer on this host."""
+
+    view: View
+    socket: Path
+    store_directory: Path
+    mounts: Mapping[str, UnderStoreSettings]
+    memory_bytes: int = 64 * MIB
+    """For blocks that are read while the own peer is away."""
+
+    tls: TlsSettings | None = None
+    under_stores: Mapping[str, UnderStore] = field(default_factory=dict)
+    """By URL: used instead of opening them, by tests."""
+
+
+class MeshClient:
+    """One host's use of the mesh; made by `open_client`."""
+
+    def __init__(
+        self,
+        settings: ClientSettings,
+        here: BlocksHere,
+        channels: Channels,
+        table: MountTable,
+        threads: ThreadPoolExecutor,
+        metrics: Metrics,
+        clock: Clock = monotonic_s,
+    ) -> None:
+        self.here = here
+        self.threads = threads
+        self.metrics = metrics
+        self.direct = DirectReader(
+            settings.view, channels, table, metrics, memory_bytes=settings.memory_bytes
+        )
+        self._settings = settings
+        self._own = f"unix:{settings.socket}"
+        self._channels = channels
+        self._table = table
+        self._clock = clock
+        self._own_away_until_s = 0.0
+        self._suspects: set[str] = set()
+        self._used: set[bytes] = set()
+
+    # Paths
+
+    async def stat(self, path: str, *, refresh: bool = False) -> StatReply:
+        """Say what *path* is; `NotFound` when it is nothing."""
+        refresh = refresh or path in self._suspects
+        request = StatRequest(path, refresh)
+        for address, peer in self._peers():
+            try:
+                reply = await self._channels.call(address, STAT, request, timeout_s=STAT_TIMEOUT_S)
+            except PeerUnavailable as error:
+                self._note_away(address, peer, error)
+                continue
+            self._suspects.discard(path)
+            return reply
+        return await self._stat_directly(path)
+
+    async def scan(self, path: str) -> AsyncIterator[tuple[DirectoryEntry, ...]]:
+        """Yield the entries of a directory, a page at a time."""
+        sent = 0
+        for address, peer in self._peers():
+            try:
+                async for page in self._pages(address, path, sent):
+                    sent += len(page)
+                    yield page
+                return
+            except PeerUnavailable as error:
+                self._note_away(address, peer, error)
+        skipped = 0
+        async for page in self._scan_directly(path):
+            rest = page[max(0, sent - skipped) :]
+            skipped += len(page)
+            if rest:
+                yield rest
+
+    async def _pages(
+        self, address: str, path: str, start: int
+    ) -> AsyncIterator[tuple[DirectoryEntry, ...]]:
+        listing = 0
+        while True:
+            request = ListRequest(path, listing, start)
+            try:
+                reply = await self._channels.call(address, LIST, request, timeout_s=STAT_TIMEOUT_S)
+            except ListingGone:
+                if listing == 0:
+                    raise
+                listing = 0  # begin another one, and go on in it where we were
+                continue
+            listing = reply.listing
+            start += len(reply.entries)
+            if reply.entries:
+                yield reply.entries
+            if reply.is_last:
+                return
+
+    async def open(self, path: str) -> MeshFile:
+        """Open a file for reading, at the version that it has now."""
+        reply = await self.stat(path)
+        if reply.file is None:
+            raise IsADirectory(f"{path}: is a directory")
+        return self.open_version(path, reply.file)
+
+    def open_version(self, path: str, file: FileVersion) -> MeshFile:
+        """Open a version that a look-up has named."""
+        self._used.add(file.id)
+        return MeshFile(self, path, file)
+
+    def suspect(self, path: str) -> None:
+        """Have the next look-up of a path ask the under-store: its version is gone."""
+        self._suspects.add(path)
+
+    # Blocks, for MeshFile
+
+    async def fetch(self, request: FetchRequest) -> FetchReply:
+        """Have the own peer bring a span here; `Unavailable` while it can't be asked."""
+        if self._clock() < self._own_away_until_s:
+            raise Unavailable("the own peer is away")
+        try:
+            return await self._channels.call(
+                self._own, FETCH, request, timeout_s=FETCH_TIMEOUT_S
+            )
+        except PeerUnavailable as error:
+            self._note_away(self._own, None, error)
+            raise
+
+    # Reports to the own peer
+
+    async def report_each_second(self, mountpoint: str, pid: int) -> None:
+        """Tell the own peer what was read here, for as long as this is awaited."""
+        while True:
+            await asyncio.sleep(1.0)
+            used, self._used = self._used, set()
+            report = MountReport(
+                mountpoint,
+                pid,
+                by_label(self.metrics.read_bytes, "source"),
+                by_label(self.metrics.read_blocks, "source"),
+                tuple(used)[:1024],
+            )
+            try:
+                await self._channels.call(self._own, REPORT, report, timeout_s=1.0)
+            except MeshError as error:
+                log.debug("no report", reason=str(error))
+
+    def max_age_s(self, path: str) -> float:
+        """Return for how long what is known of a path may be believed."""
+        try:
+            return self._table.place(path).settings.max_age_s
+        except NotFound:
+            return 0.0
+
+    def note_use(self, version: bytes) -> None:
+        """Note that a version was read here, for the order of eviction."""
+        self._used.add(version)
+
+    # Without the own peer
+
+    def _peers(self) -> list[tuple[str, str | None]]:
+        """Return whom to ask, by address: the own peer, then others that seem well."""
+        found: list[tuple[str, str | None]] = []
+        if self._clock() >= self._own_away_until_s:
+            found.append((self._own, None))
+        members = [m for m in self._settings.view.members if m.name != self._settings.name]
+        well = self.direct.peers([member.name for member in members])
+        by_name = {member.name: member.address for member in members}
+        found.extend((by_name[name], name) for name in well[:OTHER_PEERS_ASKED])
+        return found
+
+    def _note_away(self, address: str, peer: str | None, error: MeshError) -> None:
+        if peer is None:
+            if self._clock() >= self._own_away_until_s:
+                log.info("own peer away", reason=str(error))
+            self._own_away_until_s = self._clock() + PEER_AWAY_S
+        else:
+            self.direct.note_failure(peer, error)
+        self.metrics.failovers.labels("PeerUnavailable").inc()
+
+    async def _stat_directly(self, path: str) -> StatReply:
+        directory = Attributes(is_directory=True, size_bytes=0, mtime_ns=0, mode=0o555)
+        try:
+            place = self._table.place(path)
+            return _reply(place, await place.store.stat(place.path))
+        except NotFound:
+            if self._table.names_below(path):
+                return StatReply(directory, None)
+            raise
+
+    async def _scan_directly(self, path: str) -> AsyncIterator[tuple[DirectoryEntry, ...]]:
+        place = self._table.place(path)
+        async for page in place.store.list(place.path):
+            yield tuple(DirectoryEntry(entry.name, _attributes(entry.stat)) for entry in page)
+
+
+def _attributes(stat: Stat) -> Attributes:
+    return Attributes(stat.is_directory, stat.size_bytes, stat.mtime_ns, stat.tag, stat.mode)
+
+
+def _reply(place: Place, stat: Stat) -> StatReply:
+    file = None if stat.is_directory else place.version(stat)
+    return StatReply(_attributes(stat), file, fresh_s=place.settings.max_age_s)
+
+
+@asynccontextmanager
+async def open_client(
+    settings: ClientSettings, *, metrics: Metrics | None = None
+) -> AsyncIterator[MeshClient]:
+    """Open the mesh for reading; works with the own peer down, and without any peer."""
+    metrics = metrics or Metrics()
+    async with AsyncExitStack() as stack:
+        stores = dict(settings.under_stores)
+        for mount in settings.mounts.values():
+            if mount.url not in stores:
+                stores[mount.url] = open_under_store(mount, metrics)
+                stack.push_async_callback(stores[mount.url].aclose)
+        here = BlocksHere(settings.store_directory)
+        stack.callback(here.close)
+        channels = Channels(settings.tls)
+        stack.push_async_callback(channels.aclose)
+        threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
+        stack.callback(threads.shutdown)
+        table = MountTable(settings.mounts, stores)
+        yield MeshClient(settings, here, channels, table, threads, metrics)
+

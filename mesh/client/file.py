@@ -1,0 +1,158 @@
+"""One open file: a read is cut into spans, and each comes from the nearest place.
+
+    here, and in the page cache    read at once, without a thread
+    here                           read in a thread
+    not here                       the own peer brings it here, then as above
+    own peer away or full          `direct`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from mesh.blocks import FileVersion, Span, spans
+from mesh.client.ahead import ReadAhead
+from mesh.client.here import Descriptor
+from mesh.errors import MeshError, Stale, StoreFull, Unavailable
+from mesh.metrics import LOCAL
+from mesh.wire.messages import FetchRequest
+
+if TYPE_CHECKING:
+    from mesh.client.client import MeshClient
+
+TRIES = 3
+AHEAD_TASKS_MAX = 16
+
+
+class MeshFile:
+    """A handle on one version of one file."""
+
+    def __init__(self, client: MeshClient, path: str, file: FileVersion) -> None:
+        self.path = path
+        self.file = file
+        self._client = client
+        self._descriptor = Descriptor()
+        self._ahead = ReadAhead(size_bytes=file.size_bytes, block_bytes=file.block_bytes)
+        self._ahead_tasks: set[asyncio.Task[None]] = set()
+        self._local_bytes = client.metrics.read_bytes.labels(LOCAL)
+        self._local_blocks = client.metrics.read_blocks.labels(LOCAL)
+
+    def read_now(self, offset_bytes: int, into: memoryview) -> int | None:
+        """Read into a buffer what is here and in memory; None when a read must wait.
+
+        Returns the number of bytes, fewer than the buffer holds only at the end.
+        """
+        size_bytes = max(0, min(len(into), self.file.size_bytes - offset_bytes))
+        done_bytes = 0
+        for span in spans(offset_bytes, size_bytes, block_bytes=self.file.block_bytes):
+            target = into[done_bytes : done_bytes + span.size_bytes]
+            try:
+                if not self._read_here(span, target, flags=os.RWF_NOWAIT):
+                    return None
+            except BlockingIOError:
+                return None
+            done_bytes += span.size_bytes
+        if done_bytes:
+            self._note(offset_bytes, done_bytes)
+            self._local_bytes.inc(done_bytes)
+        return done_bytes
+
+    async def read(self, offset_bytes: int, into: memoryview) -> int:
+        """Read into a buffer, wherever the bytes are; return how many.
+
+        Raises `Stale` when the version is gone everywhere, `Refused`, or
+        `UnderStoreUnavailable` when nobody could answer.
+        """
+        size_bytes = max(0, min(len(into), self.file.size_bytes - offset_bytes))
+        done_bytes = 0
+        self._note(offset_bytes, size_bytes)
+        for span in spans(offset_bytes, size_bytes, block_bytes=self.file.block_bytes):
+            target = into[done_bytes : done_bytes + span.size_bytes]
+            try:
+                await self._read_span(span, target)
+            except Stale:
+                self._client.suspect(self.path)
+                raise
+            done_bytes += span.size_bytes
+        return done_bytes
+
+    def close(self) -> None:
+        """Close the descriptor and leave what is read ahead to itself."""
+        self._descriptor.close()
+        for task in self._ahead_tasks:
+            task.cancel()
+
+    # One span
+
+    def _read_here(self, span: Span, target: memoryview, *, flags: int = 0) -> bool:
+        """Read a span from this host's store; False when it is not there, or not any more."""
+        here = self._client.here
+        key = self.file.key(span.block_index)
+        record = here.record(key)
+        if record is None:
+            return False
+        if self.file.is_inline:
+            data = here.inline(self.file.id)
+            if data is None:
+                return False
+            target[:] = data[span.start_bytes : span.stop_bytes]
+            return True
+        fd = self._descriptor.at(here.extents, self.file, record.inode)
+        if fd is None:
+            return False
+        offset_bytes = span.block_index * self.file.block_bytes + span.start_bytes
+        if os.preadv(fd, [target], offset_bytes, flags) != len(target):
+            return False
+        after = here.record(key)
+        return after is not None and after.stamp == record.stamp
+
+    async def _read_span(self, span: Span, target: memoryview) -> None:
+        loop = asyncio.get_running_loop()
+        threads = self._client.threads
+        if await loop.run_in_executor(threads, self._read_here, span, target):
+            self._local_bytes.inc(len(target))
+            self._local_blocks.inc()
+            return
+        for _ in range(TRIES):
+            asked_s = loop.time()
+            request = FetchRequest(
+                self.file, span.block_index, span.start_bytes, span.size_bytes
+            )
+            try:
+                reply = await self._client.fetch(request)
+            except (Unavailable, StoreFull):
+                break
+            if self.file.is_inline:
+                if self._read_here(span, target):
+                    return
+                continue
+            fd = self._descriptor.at(self._client.here.extents, self.file, reply.inode)
+            if fd is None:
+                continue
+            offset_bytes = span.block_index * self.file.block_bytes + span.start_bytes
+            got_bytes = await loop.run_in_executor(threads, os.preadv, fd, [target], offset_bytes)
+            if got_bytes == len(target) and loop.time() - asked_s < reply.lease_s:
+                return
+        data = await self._client.direct.block(self.file, span.block_index)
+        target[:] = memoryview(data)[span.start_bytes : span.stop_bytes]
+
+    # Reading ahead
+
+    def _note(self, offset_bytes: int, size_bytes: int) -> None:
+        for index in self._ahead.note(offset_bytes, size_bytes):
+            if len(self._ahead_tasks) >= AHEAD_TASKS_MAX:
+                return
+            if self._client.here.record(self.file.key(index)) is None:
+                task = asyncio.get_running_loop().create_task(self._bring(index))
+                self._ahead_tasks.add(task)
+                task.add_done_callback(self._ahead_tasks.discard)
+
+    async def _bring(self, index: int) -> None:
+        size_bytes = self.file.length_bytes(index)
+        request = FetchRequest(self.file, index, 0, size_bytes, is_ahead=True)
+        try:
+            await self._client.fetch(request)
+        except MeshError:
+            return  # the read itself will meet it, and say so

@@ -1,0 +1,100 @@
+"""The blocks that are on this host, read from their files without asking anybody.
+
+The peer on this host writes the index and the extent files; a mount only reads
+them. A record is looked at before and after the bytes are: see `store.index`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import lmdb
+
+from mesh.blocks import BlockKey, FileVersion
+from mesh.errors import NotFound
+from mesh.store.extents import Extents, open_extent
+from mesh.store.index import BlockRecord, Index, read_index
+
+
+class BlocksHere:
+    """The store of the peer on this host, for reading."""
+
+    def __init__(self, directory: Path) -> None:
+        """Take the store under *directory*; it need not exist yet."""
+        self.extents = Extents(directory / "data")
+        self._directory = directory
+        self._index: Index | None = None
+        self._inode = 0
+
+    def record(self, key: BlockKey) -> BlockRecord | None:
+        """Return the record of a block that may be believed, or None."""
+        index = self._opened()
+        return None if index is None else index.trusted_block(key)
+
+    def inline(self, version: bytes) -> bytes | None:
+        index = self._opened()
+        return None if index is None else index.inline(version)
+
+    def count(self, version: bytes) -> int:
+        """Return how many blocks of a version are here."""
+        index = self._opened()
+        return 0 if index is None else len(index.blocks(version))
+
+    def _opened(self) -> Index | None:
+        if self._index is None:
+            try:
+                self._index = read_index(self._directory / "index")
+            except lmdb.Error:
+                return None  # the peer has not made it yet
+        return self._index
+
+    def reopen_if_remade(self) -> None:
+        """Look whether the peer had to make its index anew, and follow it."""
+        try:
+            inode = (self._directory / "index" / "data.mdb").stat().st_ino
+        except OSError:
+            return
+        if self._inode and inode != self._inode:
+            self.close()
+        self._inode = inode
+
+    def close(self) -> None:
+        if self._index is not None:
+            self._index.env.close()
+            self._index = None
+
+
+class Descriptor:
+    """The extent file of one open version, as this host sees it.
+
+    Threads read through it at once. So a descriptor that was replaced stays open
+    until the handle is closed: its number must not come to mean another file.
+    """
+
+    def __init__(self) -> None:
+        self._current = (-1, 0)  # descriptor, inode
+        self._opened: list[int] = []
+
+    def at(self, extents: Extents, file: FileVersion, inode: int) -> int | None:
+        """Return a descriptor of exactly that inode; None when there is none such.
+
+        While it is open its inode number can't be given to another file, so equal
+        numbers mean the same file.
+        """
+        fd, known = self._current
+        if known == inode:
+            return fd
+        try:
+            fd = open_extent(extents.path(file.id))
+        except NotFound:
+            return None
+        self._opened.append(fd)
+        self._current = (fd, os.fstat(fd).st_ino)
+        return fd if self._current[1] == inode else None
+
+    def close(self) -> None:
+        self._current = (-1, 0)
+        for fd in self._opened:
+            os.close(fd)
+        self._opened.clear()

@@ -1,0 +1,82 @@
+"""Every error a caller of mesh can meet.
+
+* MeshError
+  - NotFound               the path or block does not exist where it was looked for
+  - Refused                the under-store says that we may not
+  - NotADirectory, IsADirectory
+  - ReadOnly               this view takes no writes
+  - Stale                  the file changed in the under-store: open it again
+  - ListingGone            a page was asked of a listing that is no longer kept
+  - BlockCorrupt           bytes do not match their checksum; the copy was dropped
+  - Unavailable            try again, here or elsewhere
+    + PeerUnavailable      one neighbor did not answer; another owner may
+    + UnderStoreUnavailable   the under-store did not answer; nobody else can help
+  - StoreFull              no block could be evicted to make room
+  - Unusable               this node can't start like this; says what to mend
+
+The tree answers one question, "what may the caller do now?", not "which module
+raised it?". `wire.codec` maps it to gRPC status codes and `fuse.errnos` to
+errno, each in one table; no other module knows either vocabulary.
+"""
+
+from __future__ import annotations
+
+
+class MeshError(Exception):
+    """Base of all errors raised on purpose by mesh."""
+
+
+class NotFound(MeshError):
+    """The path or block does not exist where it was looked for."""
+
+
+class Refused(MeshError):
+    """The under-store says that we may not; asking another peer won't help."""
+
+
+class NotADirectory(MeshError):
+    """A listing was asked of a file."""
+
+
+class IsADirectory(MeshError):
+    """Bytes were asked of a directory."""
+
+
+class ReadOnly(MeshError):
+    """This view takes no writes."""
+
+
+class Stale(MeshError):
+    """The file changed in the under-store since it was opened."""
+
+
+class ListingGone(MeshError):
+    """A page was asked of a listing that is no longer kept; list again."""
+
+
+class BlockCorrupt(MeshError):
+    """The bytes of a block do not match their checksum; the copy was dropped."""
+
+
+class Unavailable(MeshError):
+    """Something that may work again soon did not answer."""
+
+
+class PeerUnavailable(Unavailable):
+    """One neighbor did not answer in time; another owner may."""
+
+    def __init__(self, peer: str, reason: str) -> None:
+        super().__init__(f"peer {peer}: {reason}")
+        self.peer = peer
+
+
+class UnderStoreUnavailable(Unavailable):
+    """The under-store did not answer in time."""
+
+
+class StoreFull(MeshError):
+    """No block could be evicted to make room."""
+
+
+class Unusable(MeshError):
+    """This node can't start as it is; the message names what, the rule and the mend."""

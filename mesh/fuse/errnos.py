@@ -1,0 +1,30 @@
+"""The one place where mesh errors become errno, for the kernel's ears only."""
+
+from __future__ import annotations
+
+import errno
+
+from mesh.errors import (
+    IsADirectory,
+    MeshError,
+    NotADirectory,
+    NotFound,
+    ReadOnly,
+    Refused,
+    Stale,
+)
+
+_ERRNOS: list[tuple[type[MeshError], int]] = [
+    (NotFound, errno.ENOENT),
+    (Refused, errno.EACCES),
+    (NotADirectory, errno.ENOTDIR),
+    (IsADirectory, errno.EISDIR),
+    (ReadOnly, errno.EROFS),
+    (Stale, errno.ESTALE),
+]
+"""Everything else is EIO; not EAGAIN, which readers of regular files do not expect."""
+
+
+def errno_for(error: MeshError) -> int:
+    """Return the errno that tells a POSIX caller what it may do about *error*."""
+    return next((code for kind, code in _ERRNOS if isinstance(error, kind)), errno.EIO)

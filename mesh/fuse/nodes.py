@@ -1,0 +1,102 @@
+"""The inodes that the kernel knows of.
+
+A node is one path at one version. When a path gets a new version it gets a new
+node, and the kernel is told that the old one is stale: so the pages that it keeps
+of a node are always those of one version, and an open handle never reads a mix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from mesh.blocks import FileVersion
+from mesh.wire.messages import Attributes
+
+ROOT = 1
+
+
+@dataclass(slots=True)
+class Node:
+    """A path that the kernel holds a reference to."""
+
+    number: int
+    path: str
+    attributes: Attributes
+    file: FileVersion | None = None
+    """The version; None for a directory, and for a file seen only in a listing of an
+    under-store that names no tags there: then the first look-up says it."""
+
+    fresh_s: float = 0.0
+    """For so long the kernel may believe the attributes, counted from the look-up."""
+
+    lookups: int = 0
+    """References of the kernel; at 0 the node is forgotten."""
+
+    opens: int = 0
+
+
+class Nodes:
+    """The nodes by number and by path."""
+
+    def __init__(self) -> None:
+        root = Node(ROOT, "", Attributes(is_directory=True, size_bytes=0, mtime_ns=0))
+        root.lookups = 1
+        self._by_number = {ROOT: root}
+        self._by_path = {"": root}
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def node(self, number: int) -> Node:
+        return self._by_number[number]
+
+    def at(self, path: str) -> Node | None:
+        """Return the node that the path has now."""
+        return self._by_path.get(path)
+
+    def note(
+        self, path: str, attributes: Attributes, file: FileVersion | None, *, fresh_s: float
+    ) -> Node:
+        """Return the node of a path at this version, a new one if it has changed."""
+        node = self._by_path.get(path)
+        if node is not None and _is_same(node, attributes, file):
+            node.attributes = attributes
+            node.file = node.file or file
+            node.fresh_s = fresh_s
+            return node
+        node = Node(self._free_number(path, file), path, attributes, file, fresh_s)
+        self._by_number[node.number] = self._by_path[path] = node
+        return node
+
+    def leave(self, node: Node) -> None:
+        """Let a path have another node from now on."""
+        if self._by_path.get(node.path) is node and node.number != ROOT:
+            del self._by_path[node.path]
+
+    def forget(self, number: int, lookups: int) -> None:
+        """Take back references of the kernel."""
+        node = self._by_number[number]
+        node.lookups -= lookups
+        if node.lookups <= 0 and number != ROOT:
+            del self._by_number[number]
+            self.leave(node)
+
+    def _free_number(self, path: str, file: FileVersion | None) -> int:
+        """Return a number that other mounts give to the same path and version, if it is free."""
+        name = path.encode("utf-8", "surrogateescape") + (b"" if file is None else file.id)
+        number = int.from_bytes(blake2b(name, digest_size=8).digest(), "big") >> 1
+        while number <= ROOT or number in self._by_number:
+            number += 1
+        return number
+
+
+def _is_same(node: Node, attributes: Attributes, file: FileVersion | None) -> bool:
+    if node.attributes.is_directory or attributes.is_directory:
+        return node.attributes.is_directory and attributes.is_directory
+    if node.file is not None and file is not None:
+        return node.file.id == file.id
+    return (node.attributes.size_bytes, node.attributes.mtime_ns // 10**9) == (
+        attributes.size_bytes,
+        attributes.mtime_ns // 10**9,
+    )

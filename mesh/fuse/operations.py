@@ -1,0 +1,222 @@
+"""The pyfuse3 frontend: translates between libfuse and `View`, and does no more.
+
+pyfuse3 ends the mount at an exception that is not FUSEError, so every handler has
+one door, `errno_only`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as modes
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyfuse3
+import structlog
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FUSEError,
+    InodeT,
+    ReaddirToken,
+    RequestContext,
+    StatvfsData,
+)
+
+from mesh.blocks import MIB
+from mesh.errors import MeshError
+from mesh.fuse.errnos import errno_for
+from mesh.fuse.nodes import Node
+from mesh.fuse.view import NAME_BYTES_MAX, XATTRS, View
+from mesh.metrics import Metrics
+
+log = structlog.get_logger()
+
+REQUEST_BYTES_MAX = MIB
+CAPACITY_BYTES = 1 << 50
+"""What statfs says: the size of an under-store is nobody's to know. JuiceFS says 1 PiB too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSettings:
+    """What the kernel may remember, and who may look."""
+
+    attr_cache_s: float = 60.0
+    entry_cache_s: float = 60.0
+    negative_entry_cache_s: float = 1.0
+    uid: int = 0
+    gid: int = 0
+
+
+class Buffers:
+    """Buffers for reads, used again and again: a fresh megabyte costs its page faults.
+
+    pyfuse3 sends what a handler returns before anything else runs on the loop, so a
+    buffer is given back as the handler returns it.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[bytearray] = []
+
+    def take(self) -> bytearray:
+        return self._free.pop() if self._free else bytearray(REQUEST_BYTES_MAX)
+
+    def give_back(self, buffer: bytearray) -> None:
+        self._free.append(buffer)
+
+
+class MeshOperations(pyfuse3.Operations):  # type: ignore[misc]
+    """Handlers of one mount."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+
+    def __init__(self, view: View, settings: KernelSettings, metrics: Metrics) -> None:
+        super().__init__()
+        self._view = view
+        self._settings = settings
+        self._metrics = metrics
+        self._buffers = Buffers()
+        self._seconds = {
+            op: metrics.fuse_seconds.labels(op)
+            for op in ("lookup", "getattr", "open", "read", "readdir", "getxattr")
+        }
+
+    @contextmanager
+    def _errno_only(self, op: str) -> Iterator[None]:
+        """Let nothing but FUSEError out of a handler, and count how long it took."""
+        started_s = time.perf_counter()
+        try:
+            yield
+        except FUSEError:
+            raise
+        except MeshError as error:
+            code = errno_for(error)
+            if code == errno.EIO:
+                self._metrics.errors.labels(type(error).__name__).inc()
+                log.error("read failed", op=op, reason=str(error))
+            raise FUSEError(code) from error
+        except Exception as error:
+            log.exception("handler failed", op=op)
+            raise FUSEError(errno.EIO) from error
+        finally:
+            self._seconds[op].observe(time.perf_counter() - started_s)
+
+    # Names
+
+    async def lookup(
+        self, parent_inode: InodeT, name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        if len(name) > NAME_BYTES_MAX:
+            raise FUSEError(errno.ENAMETOOLONG)
+        with self._errno_only("lookup"):
+            try:
+                return self._entry(await self._view.lookup(parent_inode, os.fsdecode(name)))
+            except MeshError as error:
+                if errno_for(error) != errno.ENOENT or not self._settings.negative_entry_cache_s:
+                    raise
+            # An entry without a number: the kernel remembers that there is none.
+            absent = EntryAttributes()
+            absent.st_ino = InodeT(0)
+            absent.entry_timeout = self._settings.negative_entry_cache_s
+            return absent
+
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        with self._errno_only("getattr"):
+            return self._entry(await self._view.attributes(inode))
+
+    async def forget(self, inode_list: list[tuple[InodeT, int]]) -> None:
+        for inode, lookups in inode_list:
+            self._view.forget(inode, lookups)
+
+    # Files
+
+    async def open(self, inode: InodeT, flags: int, ctx: RequestContext) -> FileInfo:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND):
+            raise FUSEError(errno.EROFS)
+        with self._errno_only("open"):
+            handle = await self._view.open(inode)
+        # A node is one version for ever, so its pages may stay in the kernel's cache.
+        return FileInfo(fh=FileHandleT(handle), keep_cache=True)
+
+    async def read(self, fh: FileHandleT, off: int, size: int) -> memoryview:
+        buffer = self._buffers.take() if size <= REQUEST_BYTES_MAX else bytearray(size)
+        target = memoryview(buffer)[:size]
+        with self._errno_only("read"):
+            file = self._view.file(fh)
+            got_bytes = file.read_now(off, target)
+            if got_bytes is None:
+                got_bytes = await file.read(off, target)
+        # Not after an error: a thread may still be writing into it.
+        if size <= REQUEST_BYTES_MAX:
+            self._buffers.give_back(buffer)
+        return target[:got_bytes]
+
+    async def release(self, fh: FileHandleT) -> None:
+        self._view.release(fh)
+
+    async def flush(self, fh: FileHandleT) -> None:
+        return
+
+    # Directories
+
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        return FileHandleT(self._view.open_directory(inode))
+
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        with self._errno_only("readdir"):
+            async for number, entry, path in self._view.entries(fh, start_id):
+                node = self._view.note_listed(entry, path)
+                name = os.fsencode(entry.name)
+                if not pyfuse3.readdir_reply(token, name, self._entry(node), number + 1):
+                    return
+                node.lookups += 1
+
+    async def releasedir(self, fh: FileHandleT) -> None:
+        self._view.release_directory(fh)
+
+    # The rest
+
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        answer = StatvfsData()
+        answer.f_bsize = answer.f_frsize = MIB
+        answer.f_blocks = answer.f_bfree = answer.f_bavail = CAPACITY_BYTES // MIB
+        answer.f_files = answer.f_ffree = answer.f_favail = 1 << 40
+        answer.f_namemax = NAME_BYTES_MAX
+        return answer
+
+    async def getxattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> bytes:
+        with self._errno_only("getxattr"):
+            value = await self._view.xattr(inode, os.fsdecode(name))
+        if value is None:
+            raise FUSEError(pyfuse3.ENOATTR)
+        return value.encode()
+
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> list[bytes]:
+        is_directory = self._view.nodes.node(inode).attributes.is_directory
+        return [] if is_directory else [name.encode() for name in XATTRS]
+
+    def _entry(self, node: Node) -> EntryAttributes:
+        about = node.attributes
+        entry = EntryAttributes()
+        entry.st_ino = InodeT(node.number)
+        entry.generation = 0
+        entry.entry_timeout = min(self._settings.entry_cache_s, max(0.0, node.fresh_s))
+        entry.attr_timeout = min(self._settings.attr_cache_s, max(0.0, node.fresh_s))
+        if about.is_directory:
+            entry.st_mode = modes.S_IFDIR | ((about.mode or 0o755) & 0o777)
+            entry.st_nlink = 2
+        else:
+            entry.st_mode = modes.S_IFREG | ((about.mode or 0o644) & 0o777)
+            entry.st_nlink = 1
+        entry.st_uid = self._settings.uid
+        entry.st_gid = self._settings.gid
+        entry.st_size = about.size_bytes
+        entry.st_blksize = MIB
+        entry.st_blocks = -(-about.size_bytes // 512)
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = about.mtime_ns
+        return entry

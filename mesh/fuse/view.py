@@ -1,0 +1,187 @@
+"""What the file system looks like; knows no FUSE binding.
+
+A frontend translates: numbers, names and flags of its kernel protocol on one side,
+these verbs and `MeshError`s on the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from itertools import count
+
+from mesh.client.client import MeshClient
+from mesh.client.file import MeshFile
+from mesh.errors import NotFound, Stale
+from mesh.fuse.nodes import Node, Nodes
+from mesh.wire.messages import DirectoryEntry
+
+NAME_BYTES_MAX = 255
+
+XATTRS = ("user.mesh.version", "user.mesh.cached", "user.mesh.stale")
+
+
+@dataclass(slots=True)
+class OpenDirectory:
+    """A directory being read: a stream that can begin again."""
+
+    node: Node
+    pages: AsyncIterator[tuple[DirectoryEntry, ...]] | None = None
+    page: tuple[DirectoryEntry, ...] = ()
+    page_start: int = 0
+    """The number of the first entry of `page`, counted from the beginning."""
+
+    is_over: bool = False
+
+
+@dataclass(slots=True)
+class _OpenFile:
+    node: Node
+    file: MeshFile
+
+
+@dataclass(slots=True)
+class _Handles:
+    files: dict[int, _OpenFile] = field(default_factory=dict)
+    directories: dict[int, OpenDirectory] = field(default_factory=dict)
+
+
+class View:
+    """The tree of one mount."""
+
+    def __init__(self, client: MeshClient) -> None:
+        self._client = client
+        self.nodes = Nodes()
+        self._handles = _Handles()
+        self._numbers = count(1)
+
+    # Names
+
+    async def lookup(self, parent: int, name: str) -> Node:
+        """Return the node of a name; `NotFound` if there is none. Counts a reference."""
+        if name == ".":
+            node = self.nodes.node(parent)
+        elif name == "..":
+            path = self.nodes.node(parent).path.rpartition("/")[0]
+            node = await self._noted(path)
+        else:
+            node = await self._noted(f"{self.nodes.node(parent).path}/{name}".lstrip("/"))
+        node.lookups += 1
+        return node
+
+    async def attributes(self, number: int) -> Node:
+        """Return a node with its attributes as they are now.
+
+        `Stale` when its path has another version by now: the kernel then looks the
+        path up again. A node that is open keeps the attributes of its version.
+        """
+        node = self.nodes.node(number)
+        if node.opens:
+            return node
+        now = await self._noted(node.path)
+        if now is not node:
+            raise Stale(f"{node.path}: has another version now")
+        return node
+
+    async def _noted(self, path: str) -> Node:
+        try:
+            reply = await self._client.stat(path)
+        except NotFound:
+            if (gone := self.nodes.at(path)) is not None:
+                self.nodes.leave(gone)
+            raise
+        return self.nodes.note(path, reply.attributes, reply.file, fresh_s=reply.fresh_s)
+
+    def forget(self, number: int, lookups: int) -> None:
+        self.nodes.forget(number, lookups)
+
+    # Files
+
+    async def open(self, number: int) -> int:
+        """Open a node at its version; `Stale` when its path has another one by now."""
+        node = self.nodes.node(number)
+        if not node.opens or node.file is None:
+            now = await self._noted(node.path)
+            if now is not node:
+                raise Stale(f"{node.path}: has another version now")
+        if node.file is None:
+            file = (await self._client.open(node.path)).file
+        else:
+            file = node.file
+        handle = next(self._numbers)
+        self._handles.files[handle] = _OpenFile(node, self._client.open_version(node.path, file))
+        node.opens += 1
+        return handle
+
+    def file(self, handle: int) -> MeshFile:
+        return self._handles.files[handle].file
+
+    def release(self, handle: int) -> None:
+        opened = self._handles.files.pop(handle)
+        opened.node.opens -= 1
+        opened.file.close()
+
+    # Directories
+
+    def open_directory(self, number: int) -> int:
+        handle = next(self._numbers)
+        self._handles.directories[handle] = OpenDirectory(self.nodes.node(number))
+        return handle
+
+    async def entries(
+        self, handle: int, start: int
+    ) -> AsyncIterator[tuple[int, DirectoryEntry, str]]:
+        """Yield entries from number *start*, each with its number and its path.
+
+        Only one page is in memory at a time. Going back begins the stream anew.
+        """
+        directory = self._handles.directories[handle]
+        if directory.pages is None or start < directory.page_start:
+            directory.pages = self._client.scan(directory.node.path)
+            directory.page, directory.page_start, directory.is_over = (), 0, False
+        below = f"{directory.node.path}/" if directory.node.path else ""
+        while True:
+            while start < directory.page_start + len(directory.page):
+                entry = directory.page[start - directory.page_start]
+                yield start, entry, below + entry.name
+                start += 1
+            if directory.is_over:
+                return
+            directory.page_start += len(directory.page)
+            directory.page = ()
+            try:
+                directory.page = await anext(directory.pages)
+            except StopAsyncIteration:
+                directory.is_over = True
+            except BaseException:
+                directory.pages = None  # begin anew, or the rest would seem to be none
+                raise
+
+    def note_listed(self, entry: DirectoryEntry, path: str) -> Node:
+        """Return the node of an entry of a listing. Counts no reference."""
+        node = self.nodes.at(path)
+        if node is not None and node.attributes.is_directory == entry.attributes.is_directory:
+            if node.attributes.is_directory or node.opens:
+                return node
+        return self.nodes.note(
+            path, entry.attributes, None, fresh_s=self._client.max_age_s(path)
+        )
+
+    def release_directory(self, handle: int) -> None:
+        del self._handles.directories[handle]
+
+    # Extended attributes
+
+    async def xattr(self, number: int, name: str) -> str | None:
+        """Return the value of one of XATTRS, or None when the node has none such."""
+        node = self.nodes.node(number)
+        if name not in XATTRS:
+            return None
+        reply = await self._client.stat(node.path)
+        if name == "user.mesh.stale":
+            return "1" if reply.is_stale else "0"
+        if reply.file is None:
+            return None
+        if name == "user.mesh.version":
+            return reply.file.id.hex()
+        return f"{self._client.here.count(reply.file.id)}/{reply.file.block_count}"

@@ -1,0 +1,135 @@
+"""What a daemon counts: one field each, exported by prometheus-client.
+
+Names and units follow Prometheus's conventions (base units, `_total` for
+counters). Labels are bounded: `source` is one of SOURCES, `op` a FUSE verb.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+LOCAL = "local"
+PEER = "peer"
+UNDER_STORE = "under_store"
+SOURCES = (LOCAL, PEER, UNDER_STORE)
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+def _counter(name: str, text: str, *labels: str) -> Counter:
+    return Counter(name, text, labels, namespace="mesh", registry=None)
+
+
+def _gauge(name: str, text: str, *labels: str) -> Gauge:
+    return Gauge(name, text, labels, namespace="mesh", registry=None)
+
+
+def _histogram(name: str, text: str, *labels: str) -> Histogram:
+    return Histogram(name, text, labels, namespace="mesh", registry=None, buckets=_SECONDS)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The counters of one daemon; each instance counts for itself."""
+
+    read_blocks: Counter = field(
+        default_factory=lambda: _counter(
+            "read_blocks", "Blocks read for this host, by where they came from", "source"
+        )
+    )
+    read_bytes: Counter = field(
+        default_factory=lambda: _counter(
+            "read_bytes", "Bytes read for this host, by where they came from", "source"
+        )
+    )
+    peer_bytes: Counter = field(
+        default_factory=lambda: _counter(
+            "peer_read_bytes", "Bytes read from other peers, by peer", "peer"
+        )
+    )
+    served_blocks: Counter = field(
+        default_factory=lambda: _counter("served_blocks", "Blocks sent to other peers")
+    )
+    served_bytes: Counter = field(
+        default_factory=lambda: _counter("served_bytes", "Bytes sent to other peers")
+    )
+    fills: Counter = field(
+        default_factory=lambda: _counter("fills", "Blocks brought from the under-store")
+    )
+    fill_bytes: Counter = field(
+        default_factory=lambda: _counter("fill_bytes", "Bytes brought from the under-store")
+    )
+    evicted_blocks: Counter = field(
+        default_factory=lambda: _counter("evicted_blocks", "Blocks dropped to make room")
+    )
+    evicted_bytes: Counter = field(
+        default_factory=lambda: _counter("evicted_bytes", "Bytes dropped to make room")
+    )
+    corrupt_blocks: Counter = field(
+        default_factory=lambda: _counter(
+            "corrupt_blocks", "Blocks dropped because their bytes did not match their checksum"
+        )
+    )
+    failovers: Counter = field(
+        default_factory=lambda: _counter(
+            "failovers", "Reads that went on to another source, by reason", "reason"
+        )
+    )
+    errors: Counter = field(
+        default_factory=lambda: _counter("errors", "Errors that reached a reader, by kind", "kind")
+    )
+    read_seconds: Histogram = field(
+        default_factory=lambda: _histogram(
+            "read_seconds", "Time until the wanted bytes of a block were here", "source"
+        )
+    )
+    under_store_seconds: Histogram = field(
+        default_factory=lambda: _histogram(
+            "under_store_request_seconds", "Time of one request to an under-store", "op"
+        )
+    )
+    fuse_seconds: Histogram = field(
+        default_factory=lambda: _histogram("fuse_op_seconds", "Time of one FUSE request", "op")
+    )
+    in_flight_bytes: Gauge = field(
+        default_factory=lambda: _gauge(
+            "in_flight_bytes", "Bytes of blocks on their way, by group", "group"
+        )
+    )
+    store_used_bytes: Gauge = field(
+        default_factory=lambda: _gauge("store_used_bytes", "Bytes of blocks kept on this node")
+    )
+    store_capacity_bytes: Gauge = field(
+        default_factory=lambda: _gauge("store_capacity_bytes", "Bytes that may be kept")
+    )
+    catalog_requests: Counter = field(
+        default_factory=lambda: _counter(
+            "catalog_requests", "Look-ups of paths, by how they were answered", "answer"
+        )
+    )
+
+    def registry(self) -> CollectorRegistry:
+        """Return a registry that exports all of these."""
+        registry = CollectorRegistry()
+        for collector in vars(self).values():
+            registry.register(collector)
+        return registry
+
+
+def total(counter: Counter | Gauge, **labels: str) -> int:
+    """Return the value of a counter now, summed over the labels that are not given."""
+    samples = (s for metric in counter.collect() for s in metric.samples)
+    wanted = labels.items()
+    return int(
+        sum(
+            s.value for s in samples if not s.name.endswith("_created") and wanted <= s.labels.items()
+        )
+    )
+
+
+def by_label(counter: Counter, label: str) -> dict[str, int]:
+    """Return the values of a counter now, by one of its labels."""
+    samples = (s for metric in counter.collect() for s in metric.samples)
+    return {s.labels[label]: int(s.value) for s in samples if s.name.endswith("_total")}

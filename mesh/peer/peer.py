@@ -1,0 +1,202 @@
+"""A running peer: what it is built from, and what is closed when."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+from prometheus_client import start_http_server
+
+from mesh.blocks import MIB
+from mesh.errors import MeshError, NotFound, Unusable
+from mesh.membership.view import View, peer_id
+from mesh.metrics import Metrics
+from mesh.peer.catalog import Catalog
+from mesh.peer.neighbors import RingNeighbors
+from mesh.peer.reader import BlockReader
+from mesh.peer.report import Reporter
+from mesh.peer.server import PeerServer, Servicers
+from mesh.store.store import BlockStore, StoreSettings, open_store
+from mesh.understore.arrow import open_under_store
+from mesh.understore.table import MountTable
+from mesh.understore.understore import UnderStore, UnderStoreSettings
+from mesh.wire.channels import Channels, TlsSettings
+
+log = structlog.get_logger()
+
+CHECK_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerSettings:
+    """What one peer is told."""
+
+    cluster: str
+    name: str
+    view: View
+    listen: str
+    """host:port."""
+
+    socket: Path
+    """For the mounts of this host."""
+
+    store: StoreSettings
+    mounts: Mapping[str, UnderStoreSettings]
+    """By path in the mesh."""
+
+    metrics_address: str = ""
+    """host:port of /metrics; "" for none."""
+
+    memory_bytes: int = 512 * MIB
+    """What the daemon may use; a quarter of it for blocks in flight."""
+
+    check_under_stores: bool = True
+    tls: TlsSettings | None = None
+    under_stores: Mapping[str, UnderStore] = field(default_factory=dict)
+    """By URL: used instead of opening them, by tests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The parts of a running peer that others may call."""
+
+    reader: BlockReader
+    catalog: Catalog
+    store: BlockStore
+    neighbors: RingNeighbors
+    metrics: Metrics
+
+
+@asynccontextmanager
+async def running_peer(settings: PeerSettings) -> AsyncIterator[Peer]:
+    """Run a peer for as long as the caller stays inside the block.
+
+    Raises `Unusable`, before anything is changed, when it can't run like this.
+    Leaving it unwinds in the reverse order of opening: servers first, then every
+    task, then the store that they wrote to, and the mark of a clean stop last.
+    """
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        stores = dict(settings.under_stores)
+        for mount in settings.mounts.values():
+            if mount.url not in stores:
+                stores[mount.url] = open_under_store(mount, metrics)
+                stack.push_async_callback(stores[mount.url].aclose)
+        if settings.check_under_stores:
+            await _check(settings.mounts, stores)
+        store = await stack.enter_async_context(
+            open_store(
+                settings.store,
+                cluster=settings.cluster,
+                peer_id=peer_id(settings.cluster, settings.name),
+                metrics=metrics,
+            )
+        )
+        channels = Channels(settings.tls)
+        stack.push_async_callback(channels.aclose)
+        tasks = await stack.enter_async_context(_tasks())
+        neighbors = RingNeighbors(settings.view, settings.name, channels)
+        table = MountTable(settings.mounts, stores)
+        reader = BlockReader(
+            store, neighbors, table, tasks, metrics, memory_bytes=settings.memory_bytes // 4
+        )
+        catalog = Catalog(table, tasks, metrics, spool=settings.store.directory)
+        stack.callback(catalog.close)
+        reporter = Reporter(settings.cluster, store, neighbors, metrics)
+        tasks.create_task(store.keep_room(), name="keep room")
+        tasks.create_task(neighbors.probe(), name="probe")
+        server = PeerServer(Servicers(reader, catalog, reporter))
+        stack.push_async_callback(server.aclose)
+        await _listen(server, settings)
+        _export(settings.metrics_address, metrics, stack)
+        await server.ready()
+        yield Peer(reader, catalog, store, neighbors, metrics)
+
+
+class _Over(Exception):
+    """Ends the tasks that would run for ever."""
+
+
+@asynccontextmanager
+async def _tasks() -> AsyncIterator[asyncio.TaskGroup]:
+    """Own the peer's tasks; when the peer stops, those still running are cancelled."""
+    failure: Exception | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            try:
+                yield group
+            except Exception as error:  # raised below, without the group around it
+                failure = error
+            raise _Over
+    except* _Over:
+        pass
+    if failure is not None:
+        raise failure
+
+
+async def _check(
+    mounts: Mapping[str, UnderStoreSettings], stores: Mapping[str, UnderStore]
+) -> None:
+    for path, mount in mounts.items():
+        where = f'mounts."{path}".url: {mount.url}'
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                found = await stores[mount.url].stat("")
+        except NotFound as error:
+            raise Unusable(f"{where} does not exist; make it or mend the URL") from error
+        except MeshError as error:
+            raise Unusable(
+                f"{where} can't be used: {error}; mend the URL, the endpoint or the credentials, "
+                "or set peer.check_under_stores = false"
+            ) from error
+        except TimeoutError as error:
+            raise Unusable(
+                f"{where} did not answer in {CHECK_TIMEOUT_S:g} s; mend the URL or the network, "
+                "or set peer.check_under_stores = false"
+            ) from error
+        if not found.is_directory:
+            raise Unusable(f"{where} is a file; name a directory")
+
+
+async def _listen(server: PeerServer, settings: PeerSettings) -> None:
+    credentials = settings.tls.server_credentials() if settings.tls else None
+    try:
+        await server.listen(settings.listen, credentials)
+    except OSError as error:
+        raise Unusable(
+            f"peer.listen {settings.listen}: the address is in use or not this host's; "
+            "stop who uses it or name another"
+        ) from error
+    # The lock on the data directory says that whoever left a socket there is gone.
+    with suppress(FileNotFoundError):
+        settings.socket.unlink()
+    settings.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mask = os.umask(0o177)
+    try:
+        await server.listen_here(str(settings.socket))
+    finally:
+        os.umask(mask)
+
+
+def _export(address: str, metrics: Metrics, stack: AsyncExitStack) -> None:
+    if not address:
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        web, thread = start_http_server(int(port), host.strip("[]"), metrics.registry())
+    except OSError as error:
+        raise Unusable(
+            f"peer.metrics {address}: {error.strerror}; stop who uses it or name another"
+        ) from error
+
+    def close() -> None:
+        web.shutdown()
+        web.server_close()
+        thread.join()
+
+    stack.callback(close)

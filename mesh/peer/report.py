@@ -1,0 +1,138 @@
+"""What a peer tells people: how it is, how the others are, where blocks are."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter as Tally
+from importlib.metadata import version
+
+from mesh.clock import Clock, monotonic_s
+from mesh.errors import IsADirectory, MeshError
+from mesh.metrics import Metrics, by_label, total
+from mesh.peer.neighbors import OWNERS, RingNeighbors
+from mesh.store.store import BlockStore
+from mesh.wire.messages import Description, Location, MountReport, Overview, StatReply
+
+RELEASE = version("mesh-cache")
+MOUNT_SILENT_S = 10.0
+"""A mount reports each second; one that has not for so long is gone."""
+
+
+class Reporter:
+    """Answers questions about this peer and, by asking the others, about all."""
+
+    def __init__(
+        self,
+        cluster: str,
+        store: BlockStore,
+        neighbors: RingNeighbors,
+        metrics: Metrics,
+        *,
+        clock: Clock = monotonic_s,
+    ) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._neighbors = neighbors
+        self._metrics = metrics
+        self._clock = clock
+        self._started_s = clock()
+        self._shares = neighbors.ring.shares()
+        self._mounts: dict[tuple[str, int], tuple[float, MountReport]] = {}
+        self._left_bytes: Tally[str] = Tally()  # of mounts that are gone
+        self._left_blocks: Tally[str] = Tally()
+
+    def take(self, report: MountReport) -> None:
+        """Note what a mount of this host has read since it began."""
+        now_s = self._clock()
+        self._mounts[report.mountpoint, report.pid] = (now_s, report)
+        for key, (heard_s, last) in list(self._mounts.items()):
+            if now_s - heard_s > MOUNT_SILENT_S:
+                self._left_bytes.update(last.read_bytes)
+                self._left_blocks.update(last.read_blocks)
+                del self._mounts[key]
+        for used in report.used_versions:
+            self._store.touch(used)
+
+    def describe(self) -> Description:
+        """Say how this peer is."""
+        member = self._neighbors.view.member(self._neighbors.me)
+        metrics = self._metrics
+        read_bytes = Tally(by_label(metrics.read_bytes, "source")) + self._left_bytes
+        read_blocks = Tally(by_label(metrics.read_blocks, "source")) + self._left_blocks
+        now_s = self._clock()
+        for _, report in self._mounts.values():
+            read_bytes.update(report.read_bytes)
+            read_blocks.update(report.read_blocks)
+        return Description(
+            name=member.name,
+            address=member.address,
+            zone=member.zone,
+            weight=member.weight,
+            release=RELEASE,
+            uptime_s=now_s - self._started_s,
+            used_bytes=self._store.used_bytes,
+            capacity_bytes=total(metrics.store_capacity_bytes),
+            block_count=self._store.block_count,
+            read_bytes=dict(read_bytes),
+            read_blocks=dict(read_blocks),
+            peer_bytes=by_label(metrics.peer_bytes, "peer"),
+            served_bytes=total(metrics.served_bytes),
+            fill_bytes=total(metrics.fill_bytes),
+            fills=total(metrics.fills),
+            evicted_bytes=total(metrics.evicted_bytes),
+            corrupt_blocks=total(metrics.corrupt_blocks),
+            failovers=total(metrics.failovers),
+            errors=total(metrics.errors),
+            in_flight_bytes=total(metrics.in_flight_bytes),
+            mountpoints=tuple(
+                sorted(
+                    report.mountpoint
+                    for heard_s, report in self._mounts.values()
+                    if now_s - heard_s <= MOUNT_SILENT_S
+                )
+            ),
+            ring_share=self._shares[member.name],
+            pid=os.getpid(),
+        )
+
+    async def overview(self) -> Overview:
+        """Say how all peers are; those that do not answer in time are down."""
+        view = self._neighbors.view
+        peers = await asyncio.gather(*(self._described(m.name) for m in view.members))
+        return Overview(self._cluster, view.epoch, tuple(peers))
+
+    async def _described(self, peer: str) -> Description:
+        if self._neighbors.is_me(peer):
+            return self.describe()
+        return await self._neighbors.describe(peer)
+
+    def held(self, version_id: bytes) -> frozenset[int]:
+        """Return which blocks of a version are here."""
+        return frozenset(index for index, _ in self._store.index.blocks(version_id))
+
+    async def locate(self, found: StatReply) -> Location:
+        """Say who owns and who has each block of a file."""
+        file = found.file
+        if file is None:
+            raise IsADirectory("a directory has no blocks")
+        names = [member.name for member in self._neighbors.view.members]
+        answers = await asyncio.gather(
+            *(self._neighbors.held(name, file) for name in names if name != self._neighbors.me),
+            return_exceptions=True,
+        )
+        others = [name for name in names if name != self._neighbors.me]
+        held = {self._neighbors.me: self.held(file.id)}
+        unreachable = []
+        for name, answer in zip(others, answers, strict=True):
+            if isinstance(answer, MeshError):
+                unreachable.append(name)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                held[name] = answer
+        ring = self._neighbors.ring
+        owners = tuple(
+            tuple(ring.owners(file.key(index), copies=OWNERS)) for index in range(file.block_count)
+        )
+        return Location(found, owners, held, tuple(unreachable))

@@ -1,0 +1,234 @@
+"""The servicers: decode, call, encode. No decision is made here.
+
+Two servers speak the same protocol: one on the peer's address for neighbors, one
+on a Unix socket for the mounts and the command line of this host, which alone may
+ask it to bring blocks here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from mesh.blocks import Span
+from mesh.errors import MeshError
+from mesh.peer.catalog import Catalog
+from mesh.peer.flight import HEARTBEAT
+from mesh.peer.reader import BlockReader
+from mesh.peer.report import Reporter
+from mesh.wire.channels import HEARTBEAT_S, SERVER_OPTIONS
+from mesh.wire.codec import (
+    DESCRIBE,
+    FETCH,
+    HELD,
+    LIST,
+    LOCATE,
+    OVERVIEW,
+    PEEK,
+    REPORT,
+    SERVE,
+    STAT,
+    Method,
+    status_of,
+)
+from mesh.wire.messages import (
+    BlockRequest,
+    Description,
+    FetchReply,
+    FetchRequest,
+    HeldReply,
+    HeldRequest,
+    ListReply,
+    ListRequest,
+    LocateRequest,
+    Location,
+    MountReport,
+    Nothing,
+    Overview,
+    Piece,
+    StatReply,
+    StatRequest,
+)
+
+log = structlog.get_logger()
+
+SENDS_MAX = 32
+"""Blocks being sent at once. A slow reader holds the pieces of its block in memory,
+so this bounds what neighbors can make us hold: 128 MiB with blocks of 4 MiB."""
+
+STOP_GRACE_S = 2.0
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
+class Servicers:
+    """What each RPC does."""
+
+    def __init__(self, reader: BlockReader, catalog: Catalog, reporter: Reporter) -> None:
+        self._reader = reader
+        self._catalog = catalog
+        self._reporter = reporter
+        self._sends = asyncio.Semaphore(SENDS_MAX)
+
+    async def serve(self, request: BlockRequest) -> AsyncIterator[Piece]:
+        async for piece in self._send(self._reader.serve, request):
+            yield piece
+
+    async def peek(self, request: BlockRequest) -> AsyncIterator[Piece]:
+        async for piece in self._send(self._reader.peek, request):
+            yield piece
+
+    async def _send(
+        self, verb: Callable[..., AsyncIterator[Piece]], request: BlockRequest
+    ) -> AsyncIterator[Piece]:
+        waited = False
+        while not waited:
+            try:
+                async with asyncio.timeout(HEARTBEAT_S):
+                    waited = await self._sends.acquire()
+            except TimeoutError:
+                yield HEARTBEAT
+        try:
+            async for piece in verb(request.file, request.index, request.first_piece):
+                yield piece
+        finally:
+            self._sends.release()
+
+    async def held(self, request: HeldRequest) -> HeldReply:
+        return HeldReply(self._reporter.held(request.file.id))
+
+    async def stat(self, request: StatRequest) -> StatReply:
+        return await self._catalog.stat(request.path, refresh=request.refresh)
+
+    async def list(self, request: ListRequest) -> ListReply:
+        return await self._catalog.list(request.path, request.listing, request.start)
+
+    async def fetch(self, request: FetchRequest) -> FetchReply:
+        if request.is_ahead:
+            await self._reader.read_ahead(request.file, request.index)
+            return FetchReply(0, 0.0, "")
+        span = Span(request.index, request.start_bytes, request.size_bytes)
+        return await self._reader.read(request.file, span)
+
+    async def report(self, request: MountReport) -> Nothing:
+        self._reporter.take(request)
+        return Nothing()
+
+    async def describe(self, request: Nothing) -> Description:
+        return self._reporter.describe()
+
+    async def overview(self, request: Nothing) -> Overview:
+        return await self._reporter.overview()
+
+    async def locate(self, request: LocateRequest) -> Location:
+        return await self._reporter.locate(await self._catalog.stat(request.path))
+
+
+class PeerServer:
+    """The gRPC servers of one peer."""
+
+    def __init__(self, servicers: Servicers) -> None:
+        self._health = health.aio.HealthServicer()
+        neighbors = [
+            _stream(SERVE, servicers.serve),
+            _stream(PEEK, servicers.peek),
+            _unary(HELD, servicers.held),
+            _unary(STAT, servicers.stat),
+            _unary(LIST, servicers.list),
+            _unary(DESCRIBE, servicers.describe),
+        ]
+        self._neighbor_methods = neighbors
+        self._host_methods = [
+            *neighbors,
+            _unary(FETCH, servicers.fetch),
+            _unary(REPORT, servicers.report),
+            _unary(OVERVIEW, servicers.overview),
+            _unary(LOCATE, servicers.locate),
+        ]
+        self._servers: list[grpc.aio.Server] = []
+
+    async def listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        """Serve neighbors on host:port; return the port. OSError when it is taken."""
+        server = self._server(self._neighbor_methods)
+        try:
+            if credentials is None:
+                port = server.add_insecure_port(address)
+            else:
+                port = server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise OSError(f"{address} can't be listened on") from error
+        await server.start()
+        return int(port)
+
+    async def listen_here(self, socket: str) -> None:
+        """Serve this host's mounts on a Unix socket."""
+        server = self._server(self._host_methods)
+        server.add_insecure_port(f"unix:{socket}")
+        await server.start()
+
+    async def ready(self) -> None:
+        """Say to whoever asks for our health that we serve."""
+        for service in ("", SERVE.service, STAT.service):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    async def aclose(self) -> None:
+        """Say that we leave, let what is under way end, and stop."""
+        await self._health.enter_graceful_shutdown()
+        await asyncio.gather(*(server.stop(STOP_GRACE_S) for server in self._servers))
+
+    def _server(self, methods: list[tuple[Method[Any, Any], Any]]) -> grpc.aio.Server:
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        for service in {method.service for method, _ in methods}:
+            handlers = {m.name: handler for m, handler in methods if m.service == service}
+            server.add_generic_rpc_handlers(
+                (grpc.method_handlers_generic_handler(service, handlers),)
+            )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        self._servers.append(server)
+        return server
+
+
+def _unary(method: Method[Q, A], call: Callable[[Q], Awaitable[A]]) -> tuple[Method[Q, A], Any]:
+    async def answer(request: Q, context: Any) -> A:
+        try:
+            return await call(request)
+        except Exception as error:
+            await context.abort(*_status(method, error))
+            raise AssertionError("abort raises") from error
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        answer,
+        request_deserializer=method.decode_request,
+        response_serializer=method.encode_reply,
+    )
+    return method, handler
+
+
+def _stream(
+    method: Method[Q, A], call: Callable[[Q], AsyncIterator[A]]
+) -> tuple[Method[Q, A], Any]:
+    async def answer(request: Q, context: Any) -> None:
+        try:
+            async for reply in call(request):
+                await context.write(reply)
+        except Exception as error:
+            await context.abort(*_status(method, error))
+
+    handler = grpc.unary_stream_rpc_method_handler(
+        answer,
+        request_deserializer=method.decode_request,
+        response_serializer=method.encode_reply,
+    )
+    return method, handler
+
+
+def _status(method: Method[Any, Any], error: Exception) -> tuple[grpc.StatusCode, str]:
+    if isinstance(error, MeshError):
+        return status_of(error)
+    log.error("call failed", method=method.name, exc_info=error)
+    return grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"

@@ -1,0 +1,293 @@
+"""What this node has, in LMDB: tables, records, and the one thread that writes them.
+
+The index may lose its last seconds in a power cut (commits are not synced, a
+sync follows each second): it says what a cache has, and the cache can always be
+thrown away. Readers may be in any process; the writer is one thread of the peer.
+
+    table    key                          value
+    files    version (16)                 FileRecord: size, block size, last use
+    blocks   version (16) + index (u32)   BlockRecord: length, flags, stamp, inode, CRCs
+    inline   version (16)                 the bytes of a version of up to 64 KiB
+    meta     b"trusted_since"             u64: stamps below it are not believed
+
+A stamp is (start of the peer << 40 | count) and never given twice. A record whose
+stamp is older than `trusted_since` was written before an unclean stop: its bytes
+are checked against their CRCs before anybody sees them, and then it is stamped
+anew. A reader outside the peer looks at the record before and after it reads the
+bytes; the same stamp both times means that no one punched them away in between,
+because a record is always deleted before its bytes are.
+"""
+
+from __future__ import annotations
+
+import queue
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lmdb
+
+from mesh.blocks import GIB, BlockKey
+
+MAP_BYTES = 64 * GIB
+"""Address space, not disk: enough for a billion blocks; the file grows as needed."""
+
+OPS_PER_COMMIT = 1000
+QUEUED_OPS_MAX = 100_000
+SYNC_EVERY_S = 1.0
+
+COPY = 1
+"""Flag: kept although this node does not own it; evicted before owned blocks."""
+
+T = TypeVar("T")
+
+_BLOCK = struct.Struct(">IBQQ")
+_FILE = struct.Struct(">QIQ")
+_U64 = struct.Struct(">Q")
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRecord:
+    """What is known of one block that is here."""
+
+    length_bytes: int
+    flags: int
+    stamp: int
+    inode: int
+    """Of the extent file that has the bytes; 0 for an inline version."""
+
+    crcs: tuple[int, ...]
+    """CRC-32C of each piece, as the peer that filled the block computed them."""
+
+    @property
+    def is_copy(self) -> bool:
+        return bool(self.flags & COPY)
+
+    def pack(self) -> bytes:
+        head = _BLOCK.pack(self.length_bytes, self.flags, self.stamp, self.inode)
+        return head + struct.pack(f">{len(self.crcs)}I", *self.crcs)
+
+    @classmethod
+    def unpack(cls, value: bytes) -> BlockRecord:
+        length_bytes, flags, stamp, inode = _BLOCK.unpack_from(value)
+        count = (len(value) - _BLOCK.size) // 4
+        crcs = struct.unpack_from(f">{count}I", value, _BLOCK.size)
+        return cls(length_bytes, flags, stamp, inode, crcs)
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What is known of a version that has blocks here."""
+
+    size_bytes: int
+    block_bytes: int
+    used_s: int
+    """When it was last read, on the wall clock; decides only the order of eviction."""
+
+    def pack(self) -> bytes:
+        return _FILE.pack(self.size_bytes, self.block_bytes, self.used_s)
+
+    @classmethod
+    def unpack(cls, value: bytes) -> FileRecord:
+        return cls(*_FILE.unpack(value))
+
+
+def block_key(key: BlockKey) -> bytes:
+    return key.version + key.index.to_bytes(4, "big")
+
+
+class Index:
+    """The tables, open. Reading is synchronous: 1 to 3 µs each."""
+
+    def __init__(self, env: lmdb.Environment, *, writable: bool) -> None:
+        self.env = env
+        self._files = env.open_db(b"files", create=writable)
+        self._blocks = env.open_db(b"blocks", create=writable)
+        self._inline = env.open_db(b"inline", create=writable)
+        self._meta = env.open_db(b"meta", create=writable)
+
+    def block(self, key: BlockKey) -> BlockRecord | None:
+        """Return the record of a block, believed or not, or None."""
+        with self.env.begin(db=self._blocks) as txn:
+            value = txn.get(block_key(key))
+        return None if value is None else BlockRecord.unpack(value)
+
+    def trusted_block(self, key: BlockKey) -> BlockRecord | None:
+        """Return the record of a block whose bytes may be believed, or None."""
+        with self.env.begin() as txn:
+            value = txn.get(block_key(key), db=self._blocks)
+            if value is None:
+                return None
+            record = BlockRecord.unpack(value)
+            since = txn.get(b"trusted_since", db=self._meta)
+        return record if record.stamp >= _U64.unpack(since)[0] else None
+
+    def inline(self, version: bytes) -> bytes | None:
+        """Return the bytes of a small version, or None."""
+        with self.env.begin(db=self._inline) as txn:
+            value: bytes | None = txn.get(version)
+        return value
+
+    def file(self, version: bytes) -> FileRecord | None:
+        with self.env.begin(db=self._files) as txn:
+            value = txn.get(version)
+        return None if value is None else FileRecord.unpack(value)
+
+    def files(self) -> list[tuple[bytes, FileRecord]]:
+        """Return all versions that have blocks here."""
+        with self.env.begin(db=self._files) as txn:
+            return [(bytes(k), FileRecord.unpack(v)) for k, v in txn.cursor()]
+
+    def blocks(self, version: bytes) -> list[tuple[int, BlockRecord]]:
+        """Return the blocks that are here of one version, by index."""
+        found: list[tuple[int, BlockRecord]] = []
+        with self.env.begin(db=self._blocks) as txn, txn.cursor() as cursor:
+            more = cursor.set_range(version)
+            while more and cursor.key()[:16] == version:
+                index = int.from_bytes(cursor.key()[16:], "big")
+                found.append((index, BlockRecord.unpack(cursor.value())))
+                more = cursor.next()
+        return found
+
+    def usage(self) -> tuple[int, int]:
+        """Return the number of blocks here and their bytes, by looking at each."""
+        count = used_bytes = 0
+        with self.env.begin(db=self._blocks) as txn:
+            for value in txn.cursor().iternext(keys=False, values=True):
+                count += 1
+                used_bytes += _BLOCK.unpack_from(value)[0]
+        return count, used_bytes
+
+    # What follows runs in the writer's thread, inside its transaction.
+
+    def put_block(self, txn: Any, key: BlockKey, record: BlockRecord, file: FileRecord) -> bool:
+        """Put a block; say whether it is new here."""
+        is_new = txn.get(block_key(key), db=self._blocks) is None
+        txn.put(block_key(key), record.pack(), db=self._blocks)
+        txn.put(key.version, file.pack(), db=self._files)
+        return is_new
+
+    def put_inline(self, txn: Any, version: bytes, data: bytes) -> None:
+        txn.put(version, data, db=self._inline)
+
+    def stamp_block(self, txn: Any, key: BlockKey, record: BlockRecord) -> bool:
+        """Put *record* if the block still has one; say whether."""
+        if txn.get(block_key(key), db=self._blocks) is None:
+            return False
+        return bool(txn.put(block_key(key), record.pack(), db=self._blocks))
+
+    def delete_block(self, txn: Any, key: BlockKey) -> int:
+        """Forget a block; return how many bytes it had, 0 if it was not here."""
+        value = txn.pop(block_key(key), db=self._blocks)
+        if key.index == 0:
+            txn.delete(key.version, db=self._inline)
+        return 0 if value is None else int(_BLOCK.unpack_from(value)[0])
+
+    def delete_file_if_empty(self, txn: Any, version: bytes) -> bool:
+        """Forget a version none of whose blocks are left; say whether that was so."""
+        with txn.cursor(db=self._blocks) as cursor:
+            if cursor.set_range(version) and cursor.key()[:16] == version:
+                return False
+        txn.delete(version, db=self._files)
+        return True
+
+    def touch_file(self, txn: Any, version: bytes, used_s: int) -> None:
+        value = txn.get(version, db=self._files)
+        if value is not None:
+            old = FileRecord.unpack(value)
+            new = FileRecord(old.size_bytes, old.block_bytes, used_s)
+            txn.put(version, new.pack(), db=self._files)
+
+    def trust_since(self, txn: Any, stamp: int) -> None:
+        txn.put(b"trusted_since", _U64.pack(stamp), db=self._meta)
+
+    def trusted_since(self) -> int | None:
+        with self.env.begin(db=self._meta) as txn:
+            value = txn.get(b"trusted_since")
+        return None if value is None else int(_U64.unpack(value)[0])
+
+
+def open_index(directory: Path) -> Index:
+    """Open the tables for the peer that owns them; lmdb.Error when they are broken."""
+    env = lmdb.open(
+        str(directory),
+        map_size=MAP_BYTES,
+        max_dbs=8,
+        max_readers=512,
+        mode=0o600,
+        sync=False,
+        metasync=False,
+        max_spare_txns=0,
+    )
+    env.reader_check()
+    return Index(env, writable=True)
+
+
+def read_index(directory: Path) -> Index:
+    """Open the tables for reading in another process than the peer's."""
+    env = lmdb.open(str(directory), readonly=True, max_dbs=8, max_readers=512, max_spare_txns=0)
+    return Index(env, writable=False)
+
+
+class Writer:
+    """The one thread that writes an LMDB environment, many operations a commit."""
+
+    def __init__(self, env: lmdb.Environment) -> None:
+        self._env = env
+        self._ops: queue.Queue[tuple[Callable[[Any], Any], Future[Any]] | None]
+        self._ops = queue.Queue(QUEUED_OPS_MAX)
+        self._thread = threading.Thread(target=self._run, name="index-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, op: Callable[[Any], T]) -> Future[T]:
+        """Run *op* on a write transaction; the future is done after the commit."""
+        done: Future[T] = Future()
+        self._ops.put_nowait((op, done))
+        return done
+
+    def close(self) -> None:
+        """Commit what was submitted, sync, and end the thread."""
+        self._ops.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        ending = False
+        dirty = False
+        while not ending:
+            batch: list[tuple[Callable[[Any], Any], Future[Any]]] = []
+            for item in self._drain():
+                if item is None:
+                    ending = True
+                else:
+                    batch.append(item)
+            if batch:
+                self._commit(batch)
+                dirty = True
+            if dirty and (ending or not batch):
+                self._env.sync(True)
+                dirty = False
+
+    def _drain(self) -> Iterator[tuple[Callable[[Any], Any], Future[Any]] | None]:
+        """Wait up to a second for a first operation, then take all that wait behind it."""
+        try:
+            yield self._ops.get(timeout=SYNC_EVERY_S)
+            for _ in range(OPS_PER_COMMIT - 1):
+                yield self._ops.get_nowait()
+        except queue.Empty:
+            return
+
+    def _commit(self, batch: list[tuple[Callable[[Any], Any], Future[Any]]]) -> None:
+        results: list[Any] = []
+        try:
+            with self._env.begin(write=True) as txn:
+                results.extend(op(txn) for op, _ in batch)
+        except Exception as error:  # each submitter gets it; none of them was committed
+            for _, done in batch:
+                done.set_exception(error)
+        else:
+            for (_, done), result in zip(batch, results, strict=True):
+                done.set_result(result)

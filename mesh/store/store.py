@@ -1,0 +1,432 @@
+"""The blocks kept on this node: get, put, lease, drop.
+
+    put    bytes into the extent file, then the record      (never the other way)
+    get    record, bytes, CRC of the piece                  (a bad one is dropped)
+    drop   the record, then the bytes                       (see `index` for why)
+
+Everything here runs on the peer's event loop but for the disk, which has threads
+of its own. What must not overlap is kept apart by version: a drop takes no block
+that is being written, and a write waits for a drop that has begun, because the
+drop ends with a hole where the write would have put its bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count, islice
+from pathlib import Path
+from typing import TypeVar
+from uuid import UUID
+
+import lmdb
+import structlog
+from crc32c import crc32c
+
+from mesh.blocks import BlockKey, FileVersion, piece_count, piece_range
+from mesh.clock import Clock, monotonic_s
+from mesh.errors import BlockCorrupt, NotFound, StoreFull
+from mesh.metrics import Metrics
+from mesh.store.eviction import Candidate, Room, victims
+from mesh.store.extents import Extents
+from mesh.store.index import COPY, BlockRecord, FileRecord, Index, Writer, open_index
+from mesh.store.journal import Claim, claim
+
+log = structlog.get_logger()
+
+DISK_THREADS = 8
+DROPPED_TOGETHER = 256
+TOUCHED_MAX = 4096
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSettings:
+    """Where blocks live on this node, and how many of them."""
+
+    directory: Path
+    """On the NVMe; created if missing."""
+
+    capacity_bytes: int
+    """Eviction keeps the sum of all blocks below this."""
+
+    free_space_ratio: float = 0.1
+    """Eviction also keeps this part of the disk free for everyone else."""
+
+
+class BlockStore:
+    """The blocks kept on this node; made by `open_store`."""
+
+    def __init__(
+        self,
+        settings: StoreSettings,
+        taken: Claim,
+        index: Index,
+        threads: ThreadPoolExecutor,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self.index = index
+        self.extents = Extents(settings.directory / "data")
+        self.block_count, self.used_bytes = index.usage()
+        self._settings = settings
+        self._writer = Writer(index.env)
+        self._threads = threads
+        self._metrics = metrics
+        self._clock = clock
+        self._stamps = count(taken.boot.number << 40)
+        self._reserved_bytes = 0
+        self._writing: Counter[bytes] = Counter()  # versions, by blocks being written
+        self._dropping: dict[bytes, asyncio.Event] = {}
+        self._leases: dict[BlockKey, float] = {}
+        self._used: dict[bytes, int] = {}  # versions read since this was last written down
+        self._crowded = asyncio.Event()
+        self._evicting = asyncio.Lock()
+        metrics.store_capacity_bytes.set(settings.capacity_bytes)
+        metrics.store_used_bytes.set(self.used_bytes)
+
+    # Reading
+
+    async def holds(self, file: FileVersion, index: int) -> bool:
+        """Whether the block is here and may be believed; checks it first if it must."""
+        key = file.key(index)
+        if self.index.trusted_block(key) is not None:
+            return True
+        record = self.index.block(key)
+        if record is None:
+            return False
+        return await self._verify(file, index, record)
+
+    async def read(self, file: FileVersion, index: int, piece: int) -> tuple[bytes, int]:
+        """Return the bytes of a piece and their CRC-32C, checked.
+
+        Raises `NotFound` when the block is not here, and `BlockCorrupt` when its
+        bytes have rotted: then it was dropped, and another holder can help.
+        """
+        record = self.index.trusted_block(file.key(index))
+        if record is None:
+            raise NotFound(f"block {file.key(index)} is not here")
+        data = await self._in_thread(self._read_piece, file, index, piece, record)
+        if crc32c(data) != record.crcs[piece]:
+            await self._drop_corrupt(file.key(index))
+            raise BlockCorrupt(f"piece {piece} of block {file.key(index)}")
+        return data, record.crcs[piece]
+
+    def _read_piece(
+        self, file: FileVersion, index: int, piece: int, record: BlockRecord
+    ) -> bytes:
+        if file.is_inline:
+            return self.index.inline(file.id) or b""
+        start_bytes, size_bytes = piece_range(piece, length_bytes=record.length_bytes)
+        offset_bytes = index * file.block_bytes + start_bytes
+        return self.extents.read(file.id, offset_bytes, size_bytes, inode=record.inode)
+
+    async def _verify(self, file: FileVersion, index: int, record: BlockRecord) -> bool:
+        """Check a block that was written before an unclean stop; stamp it anew or drop it."""
+        key = file.key(index)
+        good = await self._in_thread(self._is_whole, file, index, record)
+        if not good:
+            await self._drop_corrupt(key)
+            return False
+        stamped = replace(record, stamp=next(self._stamps))
+        return await self._write(lambda txn: self.index.stamp_block(txn, key, stamped))
+
+    def _is_whole(self, file: FileVersion, index: int, record: BlockRecord) -> bool:
+        try:
+            return record.length_bytes == file.length_bytes(index) and all(
+                crc32c(self._read_piece(file, index, piece, record)) == crc
+                for piece, crc in enumerate(record.crcs)
+            )
+        except (NotFound, OSError):
+            return False
+
+    async def _drop_corrupt(self, key: BlockKey) -> None:
+        self._metrics.corrupt_blocks.inc()
+        log.warning("block dropped", block=str(key), reason="checksum")
+        await self.drop([key])
+
+    def touch(self, version: bytes) -> None:
+        """Note that a version was read, for the order of eviction."""
+        self._used[version] = int(time.time())
+        if len(self._used) >= TOUCHED_MAX:
+            self.write_down_use()
+
+    def write_down_use(self) -> None:
+        """Put what was touched into the index."""
+        used, self._used = self._used, {}
+        if used:
+            self._writer.submit(partial(self._touch_all, used=used))
+
+    def _touch_all(self, txn: object, used: dict[bytes, int]) -> None:
+        for version, used_s in used.items():
+            self.index.touch_file(txn, version, used_s)
+
+    def lease(self, key: BlockKey, *, for_s: float) -> None:
+        """Keep a block from being dropped for a while."""
+        self._leases[key] = max(self._leases.get(key, 0.0), self._clock() + for_s)
+
+    # Writing
+
+    @asynccontextmanager
+    async def writing(self, file: FileVersion, index: int) -> AsyncIterator[BlockWriter]:
+        """Write one block: pieces in any order, then `commit`; without it nothing is kept.
+
+        Raises `StoreFull` when there is no room even after eviction.
+        """
+        while (dropping := self._dropping.get(file.id)) is not None:
+            await dropping.wait()
+        length_bytes = file.length_bytes(index)
+        # Both before the first await: from here on no drop touches this version's blocks.
+        self._writing[file.id] += 1
+        self._reserved_bytes += length_bytes
+        try:
+            if self.room().is_full(0):
+                await self.evict()
+                if self.room().is_full(0):
+                    raise StoreFull(f"no room for block {file.key(index)}")
+            yield BlockWriter(self, file, index)
+        finally:
+            self._reserved_bytes -= length_bytes
+            self._writing[file.id] -= 1
+            if not self._writing[file.id]:
+                del self._writing[file.id]
+
+    async def write_extent(self, file: FileVersion, index: int, piece: int, data: bytes) -> int:
+        """Put the bytes of a piece; return the inode that has them. For `BlockWriter`."""
+        start_bytes, _ = piece_range(piece, length_bytes=file.length_bytes(index))
+        offset_bytes = index * file.block_bytes + start_bytes
+        try:
+            return await self._in_thread(
+                partial(
+                    self.extents.write, file.id, offset_bytes, data, size_bytes=file.size_bytes
+                )
+            )
+        except OSError as error:
+            raise StoreFull(f"store.directory: {error.strerror}") from error
+
+    async def put_record(
+        self, file: FileVersion, index: int, record: BlockRecord, inline: bytes | None
+    ) -> None:
+        """Say that a block is here. For `BlockWriter`."""
+        key = file.key(index)
+        about = FileRecord(file.size_bytes, file.block_bytes, int(time.time()))
+
+        def put(txn: object) -> bool:
+            if inline is not None:
+                self.index.put_inline(txn, file.id, inline)
+            return self.index.put_block(txn, key, record, about)
+
+        if await self._write(put):
+            self.block_count += 1
+            self.used_bytes += record.length_bytes
+            self._metrics.store_used_bytes.set(self.used_bytes)
+        if self.room().excess_bytes():
+            self._crowded.set()
+
+    def new_stamp(self) -> int:
+        return next(self._stamps)
+
+    # Making room
+
+    def room(self) -> Room:
+        """Say how full this node is, blocks on their way included."""
+        disk = shutil.disk_usage(self._settings.directory)
+        return Room(
+            used_bytes=self.used_bytes + self._reserved_bytes,
+            capacity_bytes=self._settings.capacity_bytes,
+            disk_free_bytes=disk.free,
+            disk_total_bytes=disk.total,
+            free_space_ratio=self._settings.free_space_ratio,
+        )
+
+    async def keep_room(self) -> None:
+        """Evict whenever a watermark is crossed, for as long as the peer runs."""
+        while True:
+            await self._crowded.wait()
+            self._crowded.clear()
+            await self.evict()
+
+    async def evict(self) -> None:
+        """Drop blocks until the lower watermark is reached or none can go."""
+        async with self._evicting:
+            await self._evict()
+
+    async def _evict(self) -> None:
+        self.write_down_use()
+        now_s = self._clock()
+        self._leases = {key: until for key, until in self._leases.items() if until > now_s}
+        excess_bytes = self.room().excess_bytes()
+        if not excess_bytes:
+            return
+        leased = self._leases.keys()
+        chosen = victims(self._oldest_first, excess_bytes, leased=leased)
+        while batch := await self._in_thread(lambda: list(islice(chosen, DROPPED_TOGETHER))):
+            dropped_bytes = await self.drop([candidate.key for candidate in batch])
+            self._metrics.evicted_blocks.inc(len(batch))
+            self._metrics.evicted_bytes.inc(dropped_bytes)
+            log.info("evicted", blocks=len(batch), size_bytes=dropped_bytes)
+
+    def _oldest_first(self) -> Iterator[Candidate]:
+        for version, _ in sorted(self.index.files(), key=lambda item: item[1].used_s):
+            if version in self._writing:
+                continue
+            for index, record in self.index.blocks(version):
+                yield Candidate(BlockKey(version, index), record.length_bytes, record.is_copy)
+
+    async def drop(self, keys: list[BlockKey]) -> int:
+        """Forget blocks and give their space back; return how many bytes they had.
+
+        Blocks of a version that is being written stay.
+        """
+        dropped_bytes = 0
+        versions = {key.version for key in keys}
+        for version in versions - self._writing.keys() - self._dropping.keys():
+            done = self._dropping[version] = asyncio.Event()
+            try:
+                mine = [key for key in keys if key.version == version]
+                dropped_bytes += await self._drop(version, mine)
+            finally:
+                del self._dropping[version]
+                done.set()
+        self._metrics.store_used_bytes.set(self.used_bytes)
+        return dropped_bytes
+
+    async def _drop(self, version: bytes, keys: list[BlockKey]) -> int:
+        about = self.index.file(version)
+
+        def forget(txn: object) -> tuple[list[int], bool]:
+            sizes = [self.index.delete_block(txn, key) for key in keys]
+            return sizes, self.index.delete_file_if_empty(txn, version)
+
+        sizes, is_empty = await self._write(forget)
+        self.used_bytes -= sum(sizes)
+        self.block_count -= sum(size > 0 for size in sizes)
+        if is_empty:
+            await self._in_thread(self.extents.unlink, version)
+        elif about is not None:
+            for key, size in zip(keys, sizes, strict=True):
+                offset_bytes = key.index * about.block_bytes
+                await self._in_thread(self.extents.punch, version, offset_bytes, size)
+        return sum(sizes)
+
+    async def aclose(self) -> None:
+        """Write down what is still in memory and end the writer."""
+        self.write_down_use()
+        await asyncio.get_running_loop().run_in_executor(None, self._writer.close)
+        self.index.env.close()
+
+    async def _write(self, op: Callable[[object], T]) -> T:
+        return await asyncio.wrap_future(self._writer.submit(op))
+
+    async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, partial(call, *args)
+        )
+
+
+class BlockWriter:
+    """One block on its way into the store; lent by `BlockStore.writing`."""
+
+    def __init__(self, store: BlockStore, file: FileVersion, index: int) -> None:
+        self._store = store
+        self._file = file
+        self._index = index
+        self._crcs: dict[int, int] = {}
+        self._inline = b""
+        self.inode = 0
+        """Of the extent file, known once a piece is written; 0 for an inline version."""
+
+    async def write(self, piece: int, data: bytes, crc: int) -> None:
+        """Put a piece whose CRC-32C the caller has checked or computed."""
+        self._crcs[piece] = crc
+        if self._file.is_inline:
+            self._inline = bytes(data)
+        else:
+            self.inode = await self._store.write_extent(self._file, self._index, piece, data)
+
+    async def commit(self, *, is_copy: bool) -> None:
+        """Say that the block is here, whole; every piece must have been written."""
+        length_bytes = self._file.length_bytes(self._index)
+        assert len(self._crcs) == piece_count(length_bytes)
+        record = BlockRecord(
+            length_bytes=length_bytes,
+            flags=COPY if is_copy else 0,
+            stamp=self._store.new_stamp(),
+            inode=self.inode,
+            crcs=tuple(crc for _, crc in sorted(self._crcs.items())),
+        )
+        inline = self._inline if self._file.is_inline else None
+        await self._store.put_record(self._file, self._index, record, inline)
+
+
+@asynccontextmanager
+async def open_store(
+    settings: StoreSettings,
+    *,
+    cluster: str,
+    peer_id: UUID,
+    metrics: Metrics | None = None,
+    clock: Clock = monotonic_s,
+) -> AsyncIterator[BlockStore]:
+    """Open the store of this peer; `Unusable` when its directory can't be had.
+
+    Left without an exception, it marks the stop as clean. After any other end
+    each block is checked before its first use.
+    """
+    threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
+    loop = asyncio.get_running_loop()
+    taken = await loop.run_in_executor(
+        threads, partial(claim, settings.directory, cluster=cluster, peer_id=peer_id)
+    )
+    try:
+        index = await loop.run_in_executor(threads, _open_tables, taken)
+        store = BlockStore(settings, taken, index, threads, metrics or Metrics(), clock)
+        if not taken.boot.clean:
+            await loop.run_in_executor(threads, _sweep, store)
+        try:
+            yield store
+        finally:
+            await store.aclose()
+    except BaseException:
+        threads.shutdown()
+        taken.abandon()
+        raise
+    threads.shutdown()
+    taken.release()
+
+
+def _open_tables(taken: Claim) -> Index:
+    """Open the index; a broken one is set aside with the bytes that it spoke of."""
+    directory = taken.directory
+    for name in ("index", "data"):
+        (directory / name).mkdir(mode=0o700, exist_ok=True)
+    try:
+        index = open_index(directory / "index")
+        index.usage()
+    except lmdb.Error as error:
+        log.warning("index rebuilt", reason=str(error), lost="all cached blocks")
+        for name in ("index", "data"):
+            shutil.rmtree(directory / name)
+            (directory / name).mkdir(mode=0o700)
+        index = open_index(directory / "index")
+    first_stamp = taken.boot.number << 40
+    if index.trusted_since() is None or not taken.boot.clean:
+        with index.env.begin(write=True) as txn:
+            index.trust_since(txn, first_stamp)
+    return index
+
+
+def _sweep(store: BlockStore) -> None:
+    """After an unclean stop: remove extent files that no record speaks of."""
+    for version in list(store.extents.versions()):
+        if store.index.file(version) is None:
+            with suppress(OSError):
+                store.extents.unlink(version)
+

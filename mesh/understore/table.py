@@ -1,0 +1,72 @@
+"""Which under-store appears under which path of the mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mesh.blocks import FileVersion, version_of
+from mesh.errors import NotFound
+from mesh.understore.understore import Stat, UnderStore, UnderStoreSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One path, seen from its under-store."""
+
+    settings: UnderStoreSettings
+    store: UnderStore
+    path: str
+    """Below the under-store's root, without a leading slash."""
+
+    def version(self, stat: Stat) -> FileVersion:
+        """Name the content that the file has while the under-store says *stat* of it."""
+        return version_of(
+            source=self.settings.url,
+            path=self.path,
+            size_bytes=stat.size_bytes,
+            tag=stat.tag,
+            block_bytes=self.settings.block_bytes,
+        )
+
+
+class MountTable:
+    """The mount table; the deepest mount over a path has it."""
+
+    def __init__(
+        self, mounts: Mapping[str, UnderStoreSettings], stores: Mapping[str, UnderStore]
+    ) -> None:
+        """Take the mounts by path, and the open under-stores by URL."""
+        self._mounts = {_parts(path): settings for path, settings in mounts.items()}
+        self._stores = stores
+
+    def place(self, path: str) -> Place:
+        """Return where *path* is; `NotFound` when no mount is over it."""
+        parts = _parts(path)
+        for depth in range(len(parts), -1, -1):
+            if (settings := self._mounts.get(parts[:depth])) is not None:
+                store = self._stores[settings.url]
+                return Place(settings, store, "/".join(parts[depth:]))
+        raise NotFound(f"{path}: no mount is over it")
+
+    def store_of(self, file: FileVersion) -> UnderStore:
+        """Return the under-store that a version comes from; `NotFound` if it is not ours."""
+        try:
+            return self._stores[file.source]
+        except KeyError:
+            raise NotFound(f"{file.source} is not in this peer's mount table") from None
+
+    def names_below(self, path: str) -> list[str]:
+        """Return the names in the directory *path* that lead to mounts further down."""
+        parts = _parts(path)
+        below = {mount[len(parts)] for mount in self._mounts if mount[: len(parts)] == parts != mount}
+        return sorted(below)
+
+
+def stat_of(file: FileVersion) -> Stat:
+    """Return what the under-store said when this version was named, as `read` needs it."""
+    return Stat(is_directory=False, size_bytes=file.size_bytes, mtime_ns=0, tag=file.tag)
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    return tuple(part for part in path.split("/") if part)

@@ -1,0 +1,148 @@
+"""Calls to other peers: channels that live long, deadlines on everything.
+
+A stream of grpc.aio that is cancelled leaks memory (grpc issue 43360), so nothing
+here cancels one: a stream that stalls is left to its own deadline, and the caller
+goes on elsewhere at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+
+from mesh.blocks import MIB, PIECE_BYTES
+from mesh.errors import PeerUnavailable
+from mesh.wire.codec import Method, error_of
+from mesh.wire.messages import Piece
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+CALL_TIMEOUT_S = 5.0
+STREAM_TIMEOUT_S = 60.0
+STALL_S = 1.5
+"""A sender that has nothing yet says so every HEARTBEAT_S; so long a silence means
+that it is stopped or cut off, however alive its connection looks."""
+
+HEARTBEAT_S = 0.5
+
+OPTIONS = [
+    ("grpc.max_receive_message_length", 2 * PIECE_BYTES),
+    ("grpc.max_send_message_length", 2 * PIECE_BYTES),
+    ("grpc.http2.lookahead_bytes", 16 * MIB),
+    ("grpc.http2.max_frame_size", 4 * MIB),
+    ("grpc.keepalive_time_ms", 2000),
+    ("grpc.keepalive_timeout_ms", 1000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+SERVER_OPTIONS = [
+    *OPTIONS,
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.so_reuseport", 0),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsSettings:
+    """PEM files; every peer shows its certificate to every other one."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        return grpc.ssl_channel_credentials(*self._read())
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        ca, key, certificate = self._read()
+        return grpc.ssl_server_credentials(
+            [(key, certificate)], root_certificates=ca, require_client_auth=True
+        )
+
+    def _read(self) -> tuple[bytes, bytes, bytes]:
+        return self.ca.read_bytes(), self.key.read_bytes(), self.certificate.read_bytes()
+
+
+class Channels:
+    """One channel for each address, made when it is first used."""
+
+    def __init__(self, tls: TlsSettings | None = None) -> None:
+        self._tls = tls
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._abandoned: set[asyncio.Future[object]] = set()
+
+    async def call(
+        self, address: str, method: Method[Q, A], request: Q, *, timeout_s: float = CALL_TIMEOUT_S
+    ) -> A:
+        """Return the answer; raises what the peer raised, or `PeerUnavailable`."""
+        call = self._channel(address).unary_unary(
+            method.path,
+            request_serializer=method.encode_request,
+            response_deserializer=method.decode_reply,
+        )
+        try:
+            answer: A = await call(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as failure:
+            raise error_of(address, failure) from failure
+        return answer
+
+    async def pieces(
+        self, address: str, method: Method[Q, Piece], request: Q
+    ) -> AsyncIterator[Piece]:
+        """Yield the pieces of a block; `PeerUnavailable` once the sender falls silent."""
+        stream = self._channel(address).unary_stream(
+            method.path,
+            request_serializer=method.encode_request,
+            response_deserializer=method.decode_reply,
+        )(request, timeout=STREAM_TIMEOUT_S)
+        while True:
+            reading = asyncio.ensure_future(stream.read())
+            done, _ = await asyncio.wait({reading}, timeout=STALL_S)
+            if not done:
+                self._abandon(reading)
+                raise PeerUnavailable(address, f"silent for {STALL_S} s")
+            try:
+                piece = reading.result()
+            except grpc.aio.AioRpcError as failure:
+                raise error_of(address, failure) from failure
+            if piece is grpc.aio.EOF:
+                return
+            if piece.data:
+                yield piece
+
+    async def aclose(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+        if self._abandoned:
+            await asyncio.wait(self._abandoned)
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        channel = self._channels.get(address)
+        if channel is None:
+            if self._tls is None or address.startswith("unix:"):
+                channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+            else:
+                credentials = self._tls.channel_credentials()
+                channel = grpc.aio.secure_channel(address, credentials, options=OPTIONS)
+            self._channels[address] = channel
+        return channel
+
+    def _abandon(self, reading: asyncio.Future[object]) -> None:
+        def forget(done: asyncio.Future[object]) -> None:
+            self._abandoned.discard(done)
+            if not done.cancelled():
+                done.exception()  # seen, so that asyncio does not complain
+
+        self._abandoned.add(reading)
+        reading.add_done_callback(forget)

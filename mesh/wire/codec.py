@@ -1,0 +1,442 @@
+"""protobuf <-> dataclasses, and gRPC status <-> errors. No other room sees either.
+
+Each RPC is one `Method`: its path and the two pairs of functions that turn its
+messages into bytes and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Generic, TypeVar
+
+import grpc
+
+from mesh import errors
+from mesh.blocks import FileVersion, version_of
+from mesh.errors import MeshError, PeerUnavailable
+from mesh.wire import messages as m
+from mesh.wire.gen import mesh_pb2 as pb
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
+@dataclass(frozen=True)
+class Method(Generic[Q, A]):
+    """One RPC, for its servers and its callers."""
+
+    service: str
+    name: str
+    is_stream: bool
+    encode_request: Callable[[Q], bytes]
+    decode_request: Callable[[bytes], Q]
+    encode_reply: Callable[[A], bytes]
+    decode_reply: Callable[[bytes], A]
+
+    @property
+    def path(self) -> str:
+        return f"/{self.service}/{self.name}"
+
+
+# Errors
+
+_CODES: list[tuple[type[MeshError], grpc.StatusCode]] = [
+    # First match wins, so subclasses stand above their bases.
+    (errors.NotFound, grpc.StatusCode.NOT_FOUND),
+    (errors.Refused, grpc.StatusCode.PERMISSION_DENIED),
+    (errors.NotADirectory, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.IsADirectory, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.Stale, grpc.StatusCode.ABORTED),
+    (errors.ListingGone, grpc.StatusCode.OUT_OF_RANGE),
+    (errors.BlockCorrupt, grpc.StatusCode.DATA_LOSS),
+    (errors.StoreFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
+]
+_BY_NAME = {
+    kind.__name__: kind for kind, _ in [*_CODES, (errors.UnderStoreUnavailable, None)]
+}
+
+
+def status_of(error: MeshError) -> tuple[grpc.StatusCode, str]:
+    """Return the code and the details that tell a caller of ours what happened."""
+    code = next((c for kind, c in _CODES if isinstance(error, kind)), grpc.StatusCode.UNKNOWN)
+    return code, f"{type(error).__name__}: {error}"
+
+
+def error_of(peer: str, failure: grpc.aio.AioRpcError) -> MeshError:
+    """Return the error that *peer* raised, or `PeerUnavailable` if it raised none of ours."""
+    details = failure.details() or ""
+    name, _, text = details.partition(": ")
+    if name in _BY_NAME:
+        return _BY_NAME[name](text)
+    return PeerUnavailable(peer, f"{failure.code().name.lower()}: {details}")
+
+
+# Messages
+
+
+def _path(value: str) -> bytes:
+    return value.encode("utf-8", "surrogateescape")
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape")
+
+
+def _file(file: FileVersion) -> pb.File:
+    return pb.File(
+        source=file.source,
+        path=_path(file.path),
+        size_bytes=file.size_bytes,
+        tag=file.tag,
+        block_bytes=file.block_bytes,
+    )
+
+
+def _file_of(file: pb.File) -> FileVersion:
+    # The id is not sent but computed: who asks for a block under a false name
+    # gets the block of that name, and can't put other bytes in its place.
+    return version_of(
+        source=file.source,
+        path=_text(file.path),
+        size_bytes=file.size_bytes,
+        tag=file.tag,
+        block_bytes=max(1, file.block_bytes),
+    )
+
+
+def _attributes(value: m.Attributes) -> pb.Attributes:
+    return pb.Attributes(
+        is_directory=value.is_directory,
+        size_bytes=value.size_bytes,
+        mtime_ns=value.mtime_ns,
+        tag=value.tag,
+        mode=value.mode,
+    )
+
+
+def _attributes_of(value: pb.Attributes) -> m.Attributes:
+    return m.Attributes(
+        value.is_directory, value.size_bytes, value.mtime_ns, value.tag, value.mode
+    )
+
+
+def _encode_block_request(value: m.BlockRequest) -> bytes:
+    return pb.BlockRequest(
+        file=_file(value.file), index=value.index, first_piece=value.first_piece
+    ).SerializeToString()
+
+
+def _decode_block_request(data: bytes) -> m.BlockRequest:
+    value = pb.BlockRequest.FromString(data)
+    return m.BlockRequest(_file_of(value.file), value.index, value.first_piece)
+
+
+# protobuf would copy the megabyte of a piece twice on each side. Its fields are
+# written in this order: crc32c (fixed32, tag 0x0d), number (varint, tag 0x10),
+# data (bytes, tag 0x1a); readers of the format may rely on nothing but the tags,
+# and so does `decode_piece` when it is not what we wrote.
+_CRC_TAG, _NUMBER_TAG, _DATA_TAG = 0x0D, 0x10, 0x1A
+
+
+def encode_piece(value: m.Piece) -> bytes:
+    """Return a message that protobuf reads as this piece, with one copy of the data."""
+    head = bytearray((_CRC_TAG,)) + value.crc.to_bytes(4, "little")
+    head += bytes((_NUMBER_TAG,)) + _varint(value.number)
+    head += bytes((_DATA_TAG,)) + _varint(len(value.data))
+    return b"".join((head, value.data))
+
+
+def decode_piece(data: bytes) -> m.Piece:
+    """Return the piece; its data is a view into *data*, not a copy."""
+    if len(data) > 8 and data[0] == _CRC_TAG and data[5] == _NUMBER_TAG:
+        number, position = _read_varint(data, 6)
+        if data[position] == _DATA_TAG:
+            length, position = _read_varint(data, position + 1)
+            if position + length == len(data):
+                crc = int.from_bytes(data[1:5], "little")
+                return m.Piece(number, crc, memoryview(data)[position:])
+    value = pb.Piece.FromString(data)
+    return m.Piece(value.number, value.crc32c, value.data)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+
+
+def bitmap_of(indexes: Iterable[int]) -> bytes:
+    """Set bit i % 8 of byte i / 8 for each i."""
+    bits = bytearray()
+    for index in indexes:
+        if index // 8 >= len(bits):
+            bits.extend(bytes(index // 8 + 1 - len(bits)))
+        bits[index // 8] |= 1 << index % 8
+    return bytes(bits)
+
+
+def indexes_of(bitmap: bytes) -> frozenset[int]:
+    return frozenset(i for i in range(len(bitmap) * 8) if bitmap[i // 8] >> i % 8 & 1)
+
+
+def _encode_stat_reply(value: m.StatReply) -> bytes:
+    return _stat_reply(value).SerializeToString()
+
+
+def _stat_reply(value: m.StatReply) -> pb.StatReply:
+    return pb.StatReply(
+        attributes=_attributes(value.attributes),
+        file=None if value.file is None else _file(value.file),
+        is_stale=value.is_stale,
+        fresh_s=value.fresh_s,
+    )
+
+
+def _stat_reply_of(value: pb.StatReply) -> m.StatReply:
+    file = _file_of(value.file) if value.HasField("file") else None
+    return m.StatReply(_attributes_of(value.attributes), file, value.is_stale, value.fresh_s)
+
+
+def _encode_list_reply(value: m.ListReply) -> bytes:
+    entries = [
+        pb.Entry(name=_path(entry.name), attributes=_attributes(entry.attributes))
+        for entry in value.entries
+    ]
+    return pb.ListReply(
+        listing=value.listing, entries=entries, is_last=value.is_last
+    ).SerializeToString()
+
+
+def _decode_list_reply(data: bytes) -> m.ListReply:
+    value = pb.ListReply.FromString(data)
+    entries = tuple(
+        m.DirectoryEntry(_text(entry.name), _attributes_of(entry.attributes))
+        for entry in value.entries
+    )
+    return m.ListReply(value.listing, entries, value.is_last)
+
+
+def _encode_list_request(value: m.ListRequest) -> bytes:
+    return pb.ListRequest(
+        path=_path(value.path), listing=value.listing, start=value.start
+    ).SerializeToString()
+
+
+def _decode_list_request(data: bytes) -> m.ListRequest:
+    value = pb.ListRequest.FromString(data)
+    return m.ListRequest(_text(value.path), value.listing, value.start)
+
+
+def _encode_fetch_request(value: m.FetchRequest) -> bytes:
+    return pb.FetchRequest(
+        file=_file(value.file),
+        index=value.index,
+        start_bytes=value.start_bytes,
+        size_bytes=value.size_bytes,
+        is_ahead=value.is_ahead,
+    ).SerializeToString()
+
+
+def _decode_fetch_request(data: bytes) -> m.FetchRequest:
+    value = pb.FetchRequest.FromString(data)
+    return m.FetchRequest(
+        _file_of(value.file), value.index, value.start_bytes, value.size_bytes, value.is_ahead
+    )
+
+
+def _encode_fetch_reply(value: m.FetchReply) -> bytes:
+    return pb.FetchReply(
+        inode=value.inode, lease_s=value.lease_s, origin=value.origin
+    ).SerializeToString()
+
+
+def _decode_fetch_reply(data: bytes) -> m.FetchReply:
+    value = pb.FetchReply.FromString(data)
+    return m.FetchReply(value.inode, value.lease_s, value.origin)
+
+
+def _encode_report(value: m.MountReport) -> bytes:
+    return pb.MountReport(
+        mountpoint=value.mountpoint,
+        pid=value.pid,
+        read_bytes=value.read_bytes,
+        read_blocks=value.read_blocks,
+        used_versions=value.used_versions,
+    ).SerializeToString()
+
+
+def _decode_report(data: bytes) -> m.MountReport:
+    value = pb.MountReport.FromString(data)
+    return m.MountReport(
+        value.mountpoint,
+        value.pid,
+        dict(value.read_bytes),
+        dict(value.read_blocks),
+        tuple(value.used_versions),
+    )
+
+
+def _description(value: m.Description) -> pb.Description:
+    return pb.Description(**{f.name: getattr(value, f.name) for f in fields(value)})
+
+
+def _description_of(value: pb.Description) -> m.Description:
+    found: dict[str, Any] = {}
+    for field in fields(m.Description):
+        got = getattr(value, field.name)
+        if field.name in ("read_bytes", "read_blocks", "peer_bytes"):
+            got = dict(got)
+        elif field.name == "mountpoints":
+            got = tuple(got)
+        found[field.name] = got
+    return m.Description(**found)
+
+
+def _encode_overview(value: m.Overview) -> bytes:
+    return pb.OverviewReply(
+        cluster=value.cluster, epoch=value.epoch, peers=[_description(p) for p in value.peers]
+    ).SerializeToString()
+
+
+def _decode_overview(data: bytes) -> m.Overview:
+    value = pb.OverviewReply.FromString(data)
+    return m.Overview(value.cluster, value.epoch, tuple(_description_of(p) for p in value.peers))
+
+
+def _encode_location(value: m.Location) -> bytes:
+    return pb.LocateReply(
+        found=_stat_reply(value.found),
+        owners=[pb.Owners(peers=peers) for peers in value.owners],
+        held={peer: bitmap_of(indexes) for peer, indexes in value.held.items()},
+        unreachable=value.unreachable,
+    ).SerializeToString()
+
+
+def _decode_location(data: bytes) -> m.Location:
+    value = pb.LocateReply.FromString(data)
+    return m.Location(
+        _stat_reply_of(value.found),
+        tuple(tuple(owners.peers) for owners in value.owners),
+        {peer: indexes_of(bitmap) for peer, bitmap in value.held.items()},
+        tuple(value.unreachable),
+    )
+
+
+def _encode_nothing(value: m.Nothing) -> bytes:
+    return b""
+
+
+def _decode_nothing(data: bytes) -> m.Nothing:
+    return m.Nothing()
+
+
+# RPCs
+
+SERVE: Method[m.BlockRequest, m.Piece] = Method(
+    "mesh.v1.Blocks",
+    "Serve",
+    True,
+    _encode_block_request,
+    _decode_block_request,
+    encode_piece,
+    decode_piece,
+)
+PEEK: Method[m.BlockRequest, m.Piece] = Method(
+    "mesh.v1.Blocks",
+    "Peek",
+    True,
+    _encode_block_request,
+    _decode_block_request,
+    encode_piece,
+    decode_piece,
+)
+HELD: Method[m.HeldRequest, m.HeldReply] = Method(
+    "mesh.v1.Blocks",
+    "Held",
+    False,
+    lambda q: pb.HeldRequest(file=_file(q.file)).SerializeToString(),
+    lambda data: m.HeldRequest(_file_of(pb.HeldRequest.FromString(data).file)),
+    lambda a: pb.HeldReply(bitmap=bitmap_of(a.indexes)).SerializeToString(),
+    lambda data: m.HeldReply(indexes_of(pb.HeldReply.FromString(data).bitmap)),
+)
+STAT: Method[m.StatRequest, m.StatReply] = Method(
+    "mesh.v1.Catalog",
+    "Stat",
+    False,
+    lambda q: pb.StatRequest(path=_path(q.path), refresh=q.refresh).SerializeToString(),
+    lambda data: m.StatRequest(
+        _text(pb.StatRequest.FromString(data).path), pb.StatRequest.FromString(data).refresh
+    ),
+    _encode_stat_reply,
+    lambda data: _stat_reply_of(pb.StatReply.FromString(data)),
+)
+LIST: Method[m.ListRequest, m.ListReply] = Method(
+    "mesh.v1.Catalog",
+    "List",
+    False,
+    _encode_list_request,
+    _decode_list_request,
+    _encode_list_reply,
+    _decode_list_reply,
+)
+FETCH: Method[m.FetchRequest, m.FetchReply] = Method(
+    "mesh.v1.Local",
+    "Fetch",
+    False,
+    _encode_fetch_request,
+    _decode_fetch_request,
+    _encode_fetch_reply,
+    _decode_fetch_reply,
+)
+REPORT: Method[m.MountReport, m.Nothing] = Method(
+    "mesh.v1.Local",
+    "Report",
+    False,
+    _encode_report,
+    _decode_report,
+    _encode_nothing,
+    _decode_nothing,
+)
+DESCRIBE: Method[m.Nothing, m.Description] = Method(
+    "mesh.v1.Node",
+    "Describe",
+    False,
+    _encode_nothing,
+    _decode_nothing,
+    lambda a: _description(a).SerializeToString(),
+    lambda data: _description_of(pb.Description.FromString(data)),
+)
+OVERVIEW: Method[m.Nothing, m.Overview] = Method(
+    "mesh.v1.Node",
+    "Overview",
+    False,
+    _encode_nothing,
+    _decode_nothing,
+    _encode_overview,
+    _decode_overview,
+)
+LOCATE: Method[m.LocateRequest, m.Location] = Method(
+    "mesh.v1.Node",
+    "Locate",
+    False,
+    lambda q: pb.LocateRequest(path=_path(q.path)).SerializeToString(),
+    lambda data: m.LocateRequest(_text(pb.LocateRequest.FromString(data).path)),
+    _encode_location,
+    _decode_location,
+)

@@ -1,0 +1,170 @@
+"""What is said on the wire, as the rest of mesh sees it: plain dataclasses.
+
+`proto/mesh/v1/mesh.proto` says what each field means; `codec` turns one into
+the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mesh.blocks import FileVersion
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRequest:
+    file: FileVersion
+    index: int
+    first_piece: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a block; without data it only says that the sender is at work."""
+
+    number: int
+    crc: int
+    data: bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRequest:
+    file: FileVersion
+
+
+@dataclass(frozen=True, slots=True)
+class HeldReply:
+    indexes: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What a path is, without saying which content it has."""
+
+    is_directory: bool
+    size_bytes: int
+    mtime_ns: int
+    tag: str = ""
+    mode: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StatRequest:
+    path: str
+    refresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StatReply:
+    attributes: Attributes
+    file: FileVersion | None
+    """None for a directory."""
+
+    is_stale: bool = False
+    fresh_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ListRequest:
+    path: str
+    listing: int = 0
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryEntry:
+    name: str
+    attributes: Attributes
+
+
+@dataclass(frozen=True, slots=True)
+class ListReply:
+    listing: int
+    entries: tuple[DirectoryEntry, ...]
+    is_last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FetchRequest:
+    file: FileVersion
+    index: int
+    start_bytes: int
+    size_bytes: int
+    is_ahead: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FetchReply:
+    inode: int
+    lease_s: float
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class MountReport:
+    mountpoint: str
+    pid: int
+    read_bytes: dict[str, int] = field(default_factory=dict)
+    read_blocks: dict[str, int] = field(default_factory=dict)
+    used_versions: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """How one peer is; `is_up` false and zeros for one that did not answer."""
+
+    name: str
+    address: str
+    zone: str = ""
+    weight: float = 1.0
+    is_up: bool = True
+    release: str = ""
+    uptime_s: float = 0.0
+    used_bytes: int = 0
+    capacity_bytes: int = 0
+    block_count: int = 0
+    read_bytes: dict[str, int] = field(default_factory=dict)
+    read_blocks: dict[str, int] = field(default_factory=dict)
+    peer_bytes: dict[str, int] = field(default_factory=dict)
+    served_bytes: int = 0
+    fill_bytes: int = 0
+    fills: int = 0
+    evicted_bytes: int = 0
+    corrupt_blocks: int = 0
+    failovers: int = 0
+    errors: int = 0
+    in_flight_bytes: int = 0
+    mountpoints: tuple[str, ...] = ()
+    ring_share: float = 0.0
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    cluster: str
+    epoch: int
+    peers: tuple[Description, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LocateRequest:
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where the blocks of a file are."""
+
+    found: StatReply
+    owners: tuple[tuple[str, ...], ...]
+    """By block, nearest first."""
+
+    held: dict[str, frozenset[int]]
+    """By peer, the blocks that it has."""
+
+    unreachable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """A message without fields."""
