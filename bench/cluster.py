@@ -35,6 +35,9 @@ from mesh.testing.servers import free_ports
 
 START_DEADLINE_S = 60.0
 STOP_PATIENCE_S = 15.0
+# Who reads from a mount that hangs can't be reached by any signal but SIGKILL, so
+# the benchmark could neither notice nor clean up: something else must end the mount.
+MOUNT_LIFE_S = 1800
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -140,21 +143,40 @@ class Daemon:
 
 
 class Mount(Daemon):
-    """A FUSE daemon and the file system that it shows."""
+    """A FUSE daemon and the file system that it shows; killed when it outlives its time."""
 
-    def __init__(self, name: str, command: list[str], *, point: Path, log: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        *,
+        point: Path,
+        log: Path,
+        life_s: int = MOUNT_LIFE_S,
+    ) -> None:
+        """Run *command*, which mounts *point*, for *life_s* at most; `pid` is its parent's."""
         self.point = point
-        super().__init__(name, command, log=log, ready=lambda: _is_mounted(point))
+        bounded = ["timeout", "--signal=KILL", str(life_s), *command]
+        super().__init__(name, bounded, log=log, ready=lambda: _is_mounted(point))
 
     def __enter__(self) -> Self:
         self.point.mkdir(parents=True, exist_ok=True)
         super().__enter__()
         try:
-            list(self.point.iterdir())  # mounted is not yet answering
+            self._wait_until_it_answers()
         except BaseException:
             self.stop()
             raise
         return self
+
+    def _wait_until_it_answers(self) -> None:
+        # By a child, which can be killed if the mount never does.
+        try:
+            subprocess.run(
+                ["ls", str(self.point)], capture_output=True, timeout=START_DEADLINE_S, check=True
+            )
+        except subprocess.SubprocessError as error:
+            raise RuntimeError(f"{self.name} is mounted but does not answer: {self}") from error
 
     def stop(self) -> None:
         super().stop()

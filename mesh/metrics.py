@@ -124,7 +124,9 @@ def total(counter: Counter | Gauge, **labels: str) -> int:
     wanted = labels.items()
     return int(
         sum(
-            s.value for s in samples if not s.name.endswith("_created") and wanted <= s.labels.items()
+            s.value
+            for s in samples
+            if not s.name.endswith("_created") and wanted <= s.labels.items()
         )
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from mesh.cli import config, mount, peer
+from mesh.cli import config, demo, info, mount, peer, stats, status
 
 app = typer.Typer(
     help="A peer-to-peer, node-local cache mesh for GPU clusters.",
@@ -15,6 +15,10 @@ app = typer.Typer(
 app.command()(peer.peer)
 app.command()(mount.mount)
 app.command()(mount.umount)
+app.command()(status.status)
+app.command()(info.info)
+app.command()(stats.stats)
+app.command()(demo.demo)
 app.add_typer(config.app, name="config")
 
 

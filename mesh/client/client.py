@@ -1,7 +1,7 @@
 """A mesh, from the side of one host: paths to attributes, listings and open files.
 
-    look-ups   own peer, else any other peer, else the under-store
-    bytes      extent file, else own peer brings them there, else `direct`
+look-ups   own peer, else any other peer, else the under-store
+bytes      extent file, else own peer brings them there, else `direct`
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 import structlog
 
 from mesh.blocks import MIB, FileVersion
-from mesh.clock import Clock, monotonic_s
 from mesh.client.direct import DirectReader
 from mesh.client.file import MeshFile
 from mesh.client.here import BlocksHere
+from mesh.clock import Clock, monotonic_s
 from mesh.errors import (
     IsADirectory,
     ListingGone,
@@ -183,9 +183,7 @@ class MeshClient:
         if self._clock() < self._own_away_until_s:
             raise Unavailable("the own peer is away")
         try:
-            return await self._channels.call(
-                self._own, FETCH, request, timeout_s=FETCH_TIMEOUT_S
-            )
+            return await self._channels.call(self._own, FETCH, request, timeout_s=FETCH_TIMEOUT_S)
         except PeerUnavailable as error:
             self._note_away(self._own, None, error)
             raise
@@ -254,7 +252,7 @@ class MeshClient:
 
     async def _scan_directly(self, path: str) -> AsyncIterator[tuple[DirectoryEntry, ...]]:
         place = self._table.place(path)
-        async for page in place.store.list(place.path):
+        async for page in place.store.scan(place.path):
             yield tuple(DirectoryEntry(entry.name, _attributes(entry.stat)) for entry in page)
 
 
@@ -287,4 +285,3 @@ async def open_client(
         stack.callback(threads.shutdown)
         table = MountTable(settings.mounts, stores)
         yield MeshClient(settings, here, channels, table, threads, metrics)
-

@@ -1,9 +1,9 @@
 """One open file: a read is cut into spans, and each comes from the nearest place.
 
-    here, and in the page cache    read at once, without a thread
-    here                           read in a thread
-    not here                       the own peer brings it here, then as above
-    own peer away or full          `direct`
+here, and in the page cache    read at once, without a thread
+here                           read in a thread
+not here                       the own peer brings it here, then as above
+own peer away or full          `direct`
 """
 
 from __future__ import annotations
@@ -117,9 +117,7 @@ class MeshFile:
             return
         for _ in range(TRIES):
             asked_s = loop.time()
-            request = FetchRequest(
-                self.file, span.block_index, span.start_bytes, span.size_bytes
-            )
+            request = FetchRequest(self.file, span.block_index, span.start_bytes, span.size_bytes)
             try:
                 reply = await self._client.fetch(request)
             except (Unavailable, StoreFull):

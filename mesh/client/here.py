@@ -12,9 +12,14 @@ from pathlib import Path
 import lmdb
 
 from mesh.blocks import BlockKey, FileVersion
+from mesh.clock import monotonic_s
 from mesh.errors import NotFound
 from mesh.store.extents import Extents, open_extent
 from mesh.store.index import BlockRecord, Index, read_index
+
+
+LOOK_EVERY_S = 0.05
+"""Much less than a peer needs to start, make a new index and fill a first block."""
 
 
 class BlocksHere:
@@ -25,7 +30,9 @@ class BlocksHere:
         self.extents = Extents(directory / "data")
         self._directory = directory
         self._index: Index | None = None
+        self._is_ours = True
         self._inode = 0
+        self._look_again_s = 0.0
 
     def record(self, key: BlockKey) -> BlockRecord | None:
         """Return the record of a block that may be believed, or None."""
@@ -42,6 +49,8 @@ class BlocksHere:
         return 0 if index is None else len(index.blocks(version))
 
     def _opened(self) -> Index | None:
+        if self._is_ours and monotonic_s() >= self._look_again_s:
+            self._follow_remade()
         if self._index is None:
             try:
                 self._index = read_index(self._directory / "index")
@@ -49,20 +58,30 @@ class BlocksHere:
                 return None  # the peer has not made it yet
         return self._index
 
-    def reopen_if_remade(self) -> None:
-        """Look whether the peer had to make its index anew, and follow it."""
+    def _follow_remade(self) -> None:
+        """Let an index go that the peer has set aside because it was broken.
+
+        Its records speak of inodes whose numbers other files may have by now.
+        """
+        self._look_again_s = monotonic_s() + LOOK_EVERY_S
         try:
             inode = (self._directory / "index" / "data.mdb").stat().st_ino
         except OSError:
-            return
-        if self._inode and inode != self._inode:
+            inode = 0
+        if inode != self._inode:
             self.close()
         self._inode = inode
 
+    def share(self, index: Index, extents: Extents) -> None:
+        """Read through an index that this process has open: LMDB allows one a process."""
+        self.close()
+        self._index, self._is_ours = index, False
+        self.extents = extents
+
     def close(self) -> None:
-        if self._index is not None:
+        if self._index is not None and self._is_ours:
             self._index.env.close()
-            self._index = None
+        self._index = None
 
 
 class Descriptor:

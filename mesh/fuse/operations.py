@@ -10,7 +10,7 @@ import errno
 import os
 import stat as modes
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -69,7 +69,7 @@ class Buffers:
         self._free.append(buffer)
 
 
-class MeshOperations(pyfuse3.Operations):  # type: ignore[misc]
+class MeshOperations(pyfuse3.Operations):
     """Handlers of one mount."""
 
     supports_dot_lookup = True
@@ -129,7 +129,7 @@ class MeshOperations(pyfuse3.Operations):  # type: ignore[misc]
         with self._errno_only("getattr"):
             return self._entry(await self._view.attributes(inode))
 
-    async def forget(self, inode_list: list[tuple[InodeT, int]]) -> None:
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         for inode, lookups in inode_list:
             self._view.forget(inode, lookups)
 
@@ -143,7 +143,9 @@ class MeshOperations(pyfuse3.Operations):  # type: ignore[misc]
         # A node is one version for ever, so its pages may stay in the kernel's cache.
         return FileInfo(fh=FileHandleT(handle), keep_cache=True)
 
-    async def read(self, fh: FileHandleT, off: int, size: int) -> memoryview:
+    async def read(  # type: ignore[override]  # any buffer will do for pyfuse3
+        self, fh: FileHandleT, off: int, size: int
+    ) -> memoryview:
         buffer = self._buffers.take() if size <= REQUEST_BYTES_MAX else bytearray(size)
         target = memoryview(buffer)[:size]
         with self._errno_only("read"):

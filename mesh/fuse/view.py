@@ -12,7 +12,7 @@ from itertools import count
 
 from mesh.client.client import MeshClient
 from mesh.client.file import MeshFile
-from mesh.errors import NotFound, Stale
+from mesh.errors import IsADirectory, NotFound, Stale
 from mesh.fuse.nodes import Node, Nodes
 from mesh.wire.messages import DirectoryEntry
 
@@ -104,10 +104,9 @@ class View:
             now = await self._noted(node.path)
             if now is not node:
                 raise Stale(f"{node.path}: has another version now")
-        if node.file is None:
-            file = (await self._client.open(node.path)).file
-        else:
-            file = node.file
+        file = node.file
+        if file is None:
+            raise IsADirectory(f"{node.path}: is a directory")
         handle = next(self._numbers)
         self._handles.files[handle] = _OpenFile(node, self._client.open_version(node.path, file))
         node.opens += 1
@@ -160,12 +159,9 @@ class View:
     def note_listed(self, entry: DirectoryEntry, path: str) -> Node:
         """Return the node of an entry of a listing. Counts no reference."""
         node = self.nodes.at(path)
-        if node is not None and node.attributes.is_directory == entry.attributes.is_directory:
-            if node.attributes.is_directory or node.opens:
-                return node
-        return self.nodes.note(
-            path, entry.attributes, None, fresh_s=self._client.max_age_s(path)
-        )
+        if node is not None and node.opens and not entry.attributes.is_directory:
+            return node
+        return self.nodes.note(path, entry.attributes, None, fresh_s=self._client.max_age_s(path))
 
     def release_directory(self, handle: int) -> None:
         del self._handles.directories[handle]

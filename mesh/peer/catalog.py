@@ -155,7 +155,7 @@ class Catalog:
 
     # Listings
 
-    async def list(self, path: str, listing: int, start: int) -> ListReply:
+    async def page(self, path: str, listing: int, start: int) -> ListReply:
         """Return a page of a directory from entry *start* of a listing; 0 begins one.
 
         Raises `ListingGone` when that listing is no longer kept.
@@ -202,7 +202,7 @@ class Catalog:
             yield [DirectoryEntry(name, DIRECTORY) for name in below]
             return
         mounts = set(below)
-        async for page in place.store.list(place.path):
+        async for page in place.store.scan(place.path):
             yield [
                 DirectoryEntry(entry.name, _attributes(entry.stat))
                 for entry in page
@@ -225,4 +225,3 @@ def _attributes(stat: Stat) -> Attributes:
 def _reply(place: Place, stat: Stat) -> StatReply:
     file = None if stat.is_directory else place.version(stat)
     return StatReply(_attributes(stat), file, fresh_s=place.settings.max_age_s)
-

@@ -43,7 +43,6 @@ from mesh.errors import (
     Refused,
     Stale,
     StoreFull,
-    UnderStoreUnavailable,
 )
 from mesh.metrics import LOCAL, PEER, UNDER_STORE, Metrics
 from mesh.peer.budget import Budget
@@ -301,9 +300,7 @@ class BlockReader:
             return False
         return not landing.missing
 
-    async def _bring_from_under_store(
-        self, landing: Landing, writer: BlockWriter | None
-    ) -> None:
+    async def _bring_from_under_store(self, landing: Landing, writer: BlockWriter | None) -> None:
         file, index = landing.file, landing.index
         started_s = time.monotonic()
         offset_bytes = index * file.block_bytes
@@ -325,5 +322,3 @@ class BlockReader:
         log.debug(
             "fill", block=str(file.key(index)), size_bytes=length_bytes, took_ms=round(took_ms, 1)
         )
-
-

@@ -105,8 +105,8 @@ class Servicers:
     async def stat(self, request: StatRequest) -> StatReply:
         return await self._catalog.stat(request.path, refresh=request.refresh)
 
-    async def list(self, request: ListRequest) -> ListReply:
-        return await self._catalog.list(request.path, request.listing, request.start)
+    async def list_directory(self, request: ListRequest) -> ListReply:
+        return await self._catalog.page(request.path, request.listing, request.start)
 
     async def fetch(self, request: FetchRequest) -> FetchReply:
         if request.is_ahead:
@@ -134,12 +134,12 @@ class PeerServer:
 
     def __init__(self, servicers: Servicers) -> None:
         self._health = health.aio.HealthServicer()
-        neighbors = [
+        neighbors: list[tuple[Method[Any, Any], Any]] = [
             _stream(SERVE, servicers.serve),
             _stream(PEEK, servicers.peek),
             _unary(HELD, servicers.held),
             _unary(STAT, servicers.stat),
-            _unary(LIST, servicers.list),
+            _unary(LIST, servicers.list_directory),
             _unary(DESCRIBE, servicers.describe),
         ]
         self._neighbor_methods = neighbors

@@ -33,7 +33,9 @@ class Extents:
         name = version.hex()
         return self._directory / name[:2] / name[2:4] / name
 
-    def write(self, version: bytes, offset_bytes: int, data: bytes, *, size_bytes: int) -> int:
+    def write(
+        self, version: bytes, offset_bytes: int, data: bytes | memoryview, *, size_bytes: int
+    ) -> int:
         """Write *data*, making the file of *size_bytes* if need be; return its inode."""
         path = self.path(version)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -101,7 +103,7 @@ def open_extent(path: Path) -> int:
         raise NotFound(f"no extent file {path.name}") from error
 
 
-def write_all(fd: int, data: bytes, offset_bytes: int) -> None:
+def write_all(fd: int, data: bytes | memoryview, offset_bytes: int) -> None:
     """pwrite until all of *data* is written: a full disk can take a part of it."""
     view = memoryview(data)
     while view:

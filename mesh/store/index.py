@@ -124,7 +124,7 @@ class Index:
                 return None
             record = BlockRecord.unpack(value)
             since = txn.get(b"trusted_since", db=self._meta)
-        return record if record.stamp >= _U64.unpack(since)[0] else None
+        return record if since is None or record.stamp >= _U64.unpack(since)[0] else None
 
     def inline(self, version: bytes) -> bytes | None:
         """Return the bytes of a small version, or None."""
@@ -268,7 +268,7 @@ class Writer:
                 self._commit(batch)
                 dirty = True
             if dirty and (ending or not batch):
-                self._env.sync(True)
+                self._env.sync(True)  # noqa: FBT003
                 dirty = False
 
     def _drain(self) -> Iterator[tuple[Callable[[Any], Any], Future[Any]] | None]:

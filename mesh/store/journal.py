@@ -127,9 +127,9 @@ def _check_identity(directory: Path, cluster: str, peer_id: UUID) -> None:
     journal = directory / "journal"
     if not (journal / "data.mdb").exists():
         return
-    with lmdb.open(str(journal), readonly=True, lock=False, map_size=MAP_BYTES) as env:
-        with env.begin() as txn:
-            value = txn.get(b"identity")
+    env = lmdb.open(str(journal), readonly=True, lock=False, map_size=MAP_BYTES)
+    with env, env.begin() as txn:
+        value = txn.get(b"identity")
     if value is None:
         return
     found = msgspec.json.decode(value, type=Identity)

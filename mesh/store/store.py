@@ -119,9 +119,7 @@ class BlockStore:
             raise BlockCorrupt(f"piece {piece} of block {file.key(index)}")
         return data, record.crcs[piece]
 
-    def _read_piece(
-        self, file: FileVersion, index: int, piece: int, record: BlockRecord
-    ) -> bytes:
+    def _read_piece(self, file: FileVersion, index: int, piece: int, record: BlockRecord) -> bytes:
         if file.is_inline:
             return self.index.inline(file.id) or b""
         start_bytes, size_bytes = piece_range(piece, length_bytes=record.length_bytes)
@@ -198,15 +196,15 @@ class BlockStore:
             if not self._writing[file.id]:
                 del self._writing[file.id]
 
-    async def write_extent(self, file: FileVersion, index: int, piece: int, data: bytes) -> int:
+    async def write_extent(
+        self, file: FileVersion, index: int, piece: int, data: bytes | memoryview
+    ) -> int:
         """Put the bytes of a piece; return the inode that has them. For `BlockWriter`."""
         start_bytes, _ = piece_range(piece, length_bytes=file.length_bytes(index))
         offset_bytes = index * file.block_bytes + start_bytes
         try:
             return await self._in_thread(
-                partial(
-                    self.extents.write, file.id, offset_bytes, data, size_bytes=file.size_bytes
-                )
+                partial(self.extents.write, file.id, offset_bytes, data, size_bytes=file.size_bytes)
             )
         except OSError as error:
             raise StoreFull(f"store.directory: {error.strerror}") from error
@@ -312,8 +310,9 @@ class BlockStore:
             await self._in_thread(self.extents.unlink, version)
         elif about is not None:
             for key, size in zip(keys, sizes, strict=True):
-                offset_bytes = key.index * about.block_bytes
-                await self._in_thread(self.extents.punch, version, offset_bytes, size)
+                if size:
+                    offset_bytes = key.index * about.block_bytes
+                    await self._in_thread(self.extents.punch, version, offset_bytes, size)
         return sum(sizes)
 
     async def aclose(self) -> None:
@@ -326,9 +325,7 @@ class BlockStore:
         return await asyncio.wrap_future(self._writer.submit(op))
 
     async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, partial(call, *args)
-        )
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *args))
 
 
 class BlockWriter:
@@ -343,7 +340,7 @@ class BlockWriter:
         self.inode = 0
         """Of the extent file, known once a piece is written; 0 for an inline version."""
 
-    async def write(self, piece: int, data: bytes, crc: int) -> None:
+    async def write(self, piece: int, data: bytes | memoryview, crc: int) -> None:
         """Put a piece whose CRC-32C the caller has checked or computed."""
         self._crcs[piece] = crc
         if self._file.is_inline:
@@ -429,4 +426,3 @@ def _sweep(store: BlockStore) -> None:
         if store.index.file(version) is None:
             with suppress(OSError):
                 store.extents.unlink(version)
-

@@ -1,0 +1,1 @@
+"""Fakes and servers for everyone's tests, shipped as trio.testing is."""

@@ -59,9 +59,9 @@ class ArrowStore(ABC):
     async def stat(self, path: str) -> Stat:
         return await self._call("stat", path, self._stat, path)
 
-    async def list(self, path: str) -> AsyncIterator[list[Entry]]:
-        pages = await self._call("list", path, self._pages, path)
-        while page := await self._call("list", path, next, pages, None):
+    async def scan(self, path: str) -> AsyncIterator[list[Entry]]:
+        pages = await self._call("scan", path, self._pages, path)
+        while page := await self._call("scan", path, next, pages, None):
             yield page
 
     async def read(
@@ -82,7 +82,12 @@ class ArrowStore(ABC):
 
     def _run(self, path: str, stat: Stat, offset_bytes: int, size_bytes: int) -> bytes:
         """Read a range, and look after it whether the file is still what it was."""
-        data = self._read(path, stat, offset_bytes, size_bytes)
+        try:
+            data = self._read(path, stat, offset_bytes, size_bytes)
+        except OSError:
+            # pyarrow loses the reason of some failures; a changed file is one of them.
+            self._check_unchanged(path, stat)
+            raise
         self._check_unchanged(path, stat)
         return data
 
@@ -241,12 +246,12 @@ class S3Store(ArrowStore):
 
     def _stat_of(self, file: Any) -> Stat:
         about = file.metadata()
-        modified = about.get(b"Last-Modified", b"").decode()
+        modified = about.get("Last-Modified", b"").decode()
         return Stat(
             is_directory=False,
             size_bytes=file.size(),
             mtime_ns=_mtime_ns(modified),
-            tag=about.get(b"ETag", modified.encode()).decode().strip('"'),
+            tag=about.get("ETag", modified.encode()).decode().strip('"'),
         )
 
     def _pages(self, path: str) -> Iterator[list[Entry]]:

@@ -59,7 +59,9 @@ class MountTable:
     def names_below(self, path: str) -> list[str]:
         """Return the names in the directory *path* that lead to mounts further down."""
         parts = _parts(path)
-        below = {mount[len(parts)] for mount in self._mounts if mount[: len(parts)] == parts != mount}
+        below = {
+            mount[len(parts)] for mount in self._mounts if mount[: len(parts)] == parts != mount
+        }
         return sorted(below)
 
 

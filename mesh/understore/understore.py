@@ -50,7 +50,7 @@ class UnderStore(Protocol):
         """Say what *path* is now; `NotFound` when it is nothing."""
         ...
 
-    def list(self, path: str) -> AsyncIterator[list[Entry]]:
+    def scan(self, path: str) -> AsyncIterator[list[Entry]]:
         """Yield the entries of a directory in pages of at most PAGE_ENTRIES.
 
         Raises `NotFound` or `NotADirectory`; an error in the middle means that

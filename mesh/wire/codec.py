@@ -28,7 +28,6 @@ class Method(Generic[Q, A]):
 
     service: str
     name: str
-    is_stream: bool
     encode_request: Callable[[Q], bytes]
     decode_request: Callable[[bytes], Q]
     encode_reply: Callable[[A], bytes]
@@ -53,9 +52,7 @@ _CODES: list[tuple[type[MeshError], grpc.StatusCode]] = [
     (errors.StoreFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
 ]
-_BY_NAME = {
-    kind.__name__: kind for kind, _ in [*_CODES, (errors.UnderStoreUnavailable, None)]
-}
+_BY_NAME = {kind.__name__: kind for kind, _ in [*_CODES, (errors.UnderStoreUnavailable, None)]}
 
 
 def status_of(error: MeshError) -> tuple[grpc.StatusCode, str]:
@@ -117,9 +114,7 @@ def _attributes(value: m.Attributes) -> pb.Attributes:
 
 
 def _attributes_of(value: pb.Attributes) -> m.Attributes:
-    return m.Attributes(
-        value.is_directory, value.size_bytes, value.mtime_ns, value.tag, value.mode
-    )
+    return m.Attributes(value.is_directory, value.size_bytes, value.mtime_ns, value.tag, value.mode)
 
 
 def _encode_block_request(value: m.BlockRequest) -> bytes:
@@ -351,7 +346,6 @@ def _decode_nothing(data: bytes) -> m.Nothing:
 SERVE: Method[m.BlockRequest, m.Piece] = Method(
     "mesh.v1.Blocks",
     "Serve",
-    True,
     _encode_block_request,
     _decode_block_request,
     encode_piece,
@@ -360,7 +354,6 @@ SERVE: Method[m.BlockRequest, m.Piece] = Method(
 PEEK: Method[m.BlockRequest, m.Piece] = Method(
     "mesh.v1.Blocks",
     "Peek",
-    True,
     _encode_block_request,
     _decode_block_request,
     encode_piece,
@@ -369,7 +362,6 @@ PEEK: Method[m.BlockRequest, m.Piece] = Method(
 HELD: Method[m.HeldRequest, m.HeldReply] = Method(
     "mesh.v1.Blocks",
     "Held",
-    False,
     lambda q: pb.HeldRequest(file=_file(q.file)).SerializeToString(),
     lambda data: m.HeldRequest(_file_of(pb.HeldRequest.FromString(data).file)),
     lambda a: pb.HeldReply(bitmap=bitmap_of(a.indexes)).SerializeToString(),
@@ -378,7 +370,6 @@ HELD: Method[m.HeldRequest, m.HeldReply] = Method(
 STAT: Method[m.StatRequest, m.StatReply] = Method(
     "mesh.v1.Catalog",
     "Stat",
-    False,
     lambda q: pb.StatRequest(path=_path(q.path), refresh=q.refresh).SerializeToString(),
     lambda data: m.StatRequest(
         _text(pb.StatRequest.FromString(data).path), pb.StatRequest.FromString(data).refresh
@@ -389,7 +380,6 @@ STAT: Method[m.StatRequest, m.StatReply] = Method(
 LIST: Method[m.ListRequest, m.ListReply] = Method(
     "mesh.v1.Catalog",
     "List",
-    False,
     _encode_list_request,
     _decode_list_request,
     _encode_list_reply,
@@ -398,7 +388,6 @@ LIST: Method[m.ListRequest, m.ListReply] = Method(
 FETCH: Method[m.FetchRequest, m.FetchReply] = Method(
     "mesh.v1.Local",
     "Fetch",
-    False,
     _encode_fetch_request,
     _decode_fetch_request,
     _encode_fetch_reply,
@@ -407,7 +396,6 @@ FETCH: Method[m.FetchRequest, m.FetchReply] = Method(
 REPORT: Method[m.MountReport, m.Nothing] = Method(
     "mesh.v1.Local",
     "Report",
-    False,
     _encode_report,
     _decode_report,
     _encode_nothing,
@@ -416,7 +404,6 @@ REPORT: Method[m.MountReport, m.Nothing] = Method(
 DESCRIBE: Method[m.Nothing, m.Description] = Method(
     "mesh.v1.Node",
     "Describe",
-    False,
     _encode_nothing,
     _decode_nothing,
     lambda a: _description(a).SerializeToString(),
@@ -425,7 +412,6 @@ DESCRIBE: Method[m.Nothing, m.Description] = Method(
 OVERVIEW: Method[m.Nothing, m.Overview] = Method(
     "mesh.v1.Node",
     "Overview",
-    False,
     _encode_nothing,
     _decode_nothing,
     _encode_overview,
@@ -434,7 +420,6 @@ OVERVIEW: Method[m.Nothing, m.Overview] = Method(
 LOCATE: Method[m.LocateRequest, m.Location] = Method(
     "mesh.v1.Node",
     "Locate",
-    False,
     lambda q: pb.LocateRequest(path=_path(q.path)).SerializeToString(),
     lambda data: m.LocateRequest(_text(pb.LocateRequest.FromString(data).path)),
     _encode_location,

@@ -1,0 +1,184 @@
+"""In-memory stand-ins for the other peers and the under-store.
+
+They keep the contracts of the real ones, count what matters, and break on
+request. `tests/contracts` runs the same checks against these and those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from crc32c import crc32c
+
+from mesh.blocks import PIECE_BYTES, BlockKey, FileVersion, piece_count, version_of
+from mesh.errors import (
+    MeshError,
+    NotADirectory,
+    NotFound,
+    PeerUnavailable,
+    Stale,
+    UnderStoreUnavailable,
+)
+from mesh.understore.understore import PAGE_ENTRIES, Entry, Stat, UnderStore
+from mesh.wire.messages import Piece
+
+SOURCE = "memory://test"
+
+
+class MemoryUnderStore:
+    """Files in a dict, by path; directories exist as far as files lie in them."""
+
+    def __init__(self, files: Mapping[str, bytes] | None = None) -> None:
+        self.files = dict(files or {})
+        self.tags: Counter[str] = Counter()
+        self.reads: Counter[tuple[str, int]] = Counter()
+        """By path and offset."""
+
+        self.listings = 0
+        self.stats = 0
+        self.error: MeshError | None = None
+        """Raised by every call while it is set."""
+
+        self.gate = asyncio.Event()
+        """Reads wait while it is cleared."""
+
+        self.gate.set()
+
+    def write(self, path: str, data: bytes) -> None:
+        """Change a file behind the mesh's back."""
+        self.files[path] = data
+        self.tags[path] += 1
+
+    def remove(self, path: str) -> None:
+        del self.files[path]
+        self.tags[path] += 1
+
+    async def stat(self, path: str) -> Stat:
+        self.stats += 1
+        self._check()
+        if path in self.files:
+            return Stat(
+                is_directory=False,
+                size_bytes=len(self.files[path]),
+                mtime_ns=self.tags[path] * 10**9,
+                tag=f"tag-{self.tags[path]}",
+            )
+        if path and not any(name.startswith(f"{path}/") for name in self.files):
+            raise NotFound(f"{path}: no such file")
+        return Stat(is_directory=True, size_bytes=0, mtime_ns=0, tag="")
+
+    async def scan(self, path: str) -> AsyncIterator[list[Entry]]:
+        self.listings += 1
+        self._check()
+        if path in self.files:
+            raise NotADirectory(f"{path}: not a directory")
+        prefix = f"{path}/" if path else ""
+        names = sorted(
+            {name[len(prefix) :].split("/")[0] for name in self.files if name.startswith(prefix)}
+        )
+        if path and not names:
+            raise NotFound(f"{path}: no such directory")
+        for start in range(0, len(names), PAGE_ENTRIES):
+            self._check()
+            page = names[start : start + PAGE_ENTRIES]
+            yield [Entry(name, await self.stat(prefix + name)) for name in page]
+
+    async def read(
+        self, path: str, stat: Stat, offset_bytes: int, size_bytes: int
+    ) -> AsyncIterator[bytes]:
+        self.reads[path, offset_bytes] += 1
+        end_bytes = offset_bytes + size_bytes
+        while offset_bytes < end_bytes:
+            await self.gate.wait()
+            self._check()
+            if path not in self.files or stat.tag != f"tag-{self.tags[path]}":
+                raise Stale(f"{path} was changed")
+            run_bytes = min(PIECE_BYTES, end_bytes - offset_bytes)
+            yield self.files[path][offset_bytes : offset_bytes + run_bytes]
+            offset_bytes += run_bytes
+
+    async def aclose(self) -> None:
+        return
+
+    def go_away(self) -> None:
+        """Answer nothing from now on."""
+        self.error = UnderStoreUnavailable("switched off by the test")
+
+    def come_back(self) -> None:
+        self.error = None
+
+    def version(self, path: str, *, block_bytes: int = 4 * PIECE_BYTES) -> FileVersion:
+        """Name the content that a file has now."""
+        return version_of(
+            source=SOURCE,
+            path=path,
+            size_bytes=len(self.files[path]),
+            tag=f"tag-{self.tags[path]}",
+            block_bytes=block_bytes,
+        )
+
+    def _check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+class OneUnderStore:
+    """A mount table of one."""
+
+    def __init__(self, store: UnderStore) -> None:
+        self._store = store
+
+    def store_of(self, file: FileVersion) -> UnderStore:
+        return self._store
+
+
+class MemoryNeighbors:
+    """Peers that answer from a dict, until a test kills or corrupts them."""
+
+    def __init__(self, order: Sequence[str], me: str) -> None:
+        """Have *order* be the owners of every block, nearest first."""
+        self.order = list(order)
+        self.me = me
+        self.held: dict[str, dict[BlockKey, bytes]] = {name: {} for name in order}
+        self.dead: set[str] = set()
+        self.dies_after_pieces: dict[str, int] = {}
+        self.lies: set[str] = set()
+        """Peers whose bytes do not match their checksum."""
+
+        self.asked: Counter[str] = Counter()
+
+    def owners(self, key: BlockKey) -> list[str]:
+        return self.order
+
+    def is_me(self, peer: str) -> bool:
+        return peer == self.me
+
+    def owns(self, key: BlockKey) -> bool:
+        return self.me in self.order
+
+    async def serve(
+        self, peer: str, file: FileVersion, index: int, first_piece: int
+    ) -> AsyncIterator[Piece]:
+        self.asked[peer] += 1
+        await asyncio.sleep(0)
+        if peer in self.dead:
+            raise PeerUnavailable(peer, "killed by the test")
+        data = self.held[peer].get(file.key(index))
+        if data is None:
+            raise NotFound(f"{file.key(index)} on {peer}")
+        for number in range(piece_count(len(data))):
+            if number == self.dies_after_pieces.get(peer):
+                raise PeerUnavailable(peer, "killed by the test half-way")
+            part = data[number * PIECE_BYTES : (number + 1) * PIECE_BYTES]
+            crc = crc32c(part)
+            yield Piece(number, crc ^ 1 if peer in self.lies else crc, part)
+
+    def peek(
+        self, peer: str, file: FileVersion, index: int, first_piece: int
+    ) -> AsyncIterator[Piece]:
+        return self.serve(peer, file, index, first_piece)
+
+    async def other_holders(self, file: FileVersion, index: int) -> Sequence[str]:
+        return []
