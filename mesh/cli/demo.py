@@ -31,8 +31,9 @@ from mesh.cli.demo_read import Model, Read, before_read, read_model, result_tabl
 from mesh.cli.exits import fail
 from mesh.cli.figures import size_shown, text_shown
 from mesh.cli.info import mesh_mountpoints
-from mesh.cli.local_cluster import DaemonFailed, LocalCluster, local_cluster, tail
+from mesh.cli.local_cluster import DaemonFailed, LocalCluster, local_cluster, socket_of, tail
 from mesh.cli.rooms import absolute
+from mesh.cli.settings import SOCKET_BYTES_MAX
 from mesh.errors import MeshError
 from mesh.wire.codec import LOCATE
 from mesh.wire.messages import LocateRequest
@@ -107,7 +108,7 @@ async def _run(
     _cancel_on_signals(ended_by)
     with _temporary_directory(keep=keep) as directory:
         files = list(files_of(source))
-        _check_room(directory, sum(size_bytes for _, _, size_bytes in files))
+        _check_directory(directory, sum(size_bytes for _, _, size_bytes in files))
         model = await copy_model(files, directory / "under-store")
         about = f"{size_shown(model.size_bytes)} in {len(model.files)} file(s)"
         _say(console, f"model   {text_shown(str(source))}, {about}")
@@ -207,7 +208,12 @@ async def copy_model(files: list[tuple[Path, str, int]], under_store: Path) -> M
     return Model(digests, sizes_bytes)
 
 
-def _check_room(directory: Path, size_bytes: int) -> None:
+def _check_directory(directory: Path, size_bytes: int) -> None:
+    longest = max(len(os.fsencode(socket_of(directory, name))) for name in NAMES)
+    if longest > SOCKET_BYTES_MAX:
+        raise CannotShow(
+            f"{directory.parent} is too long a path for sockets; set TMPDIR to a short one"
+        )
     # Once in the under-store, and once at each peer at the most.
     needed_bytes = (1 + len(NAMES)) * size_bytes + SPARE_BYTES
     free_bytes = shutil.disk_usage(directory).free

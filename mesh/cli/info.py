@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -81,7 +82,7 @@ def path_in_mesh(written: str, mountpoints: list[Path]) -> str | None:
         if above:
             below = path.relative_to(max(above, key=lambda mountpoint: len(mountpoint.parts)))
             return "/" + "/".join(below.parts)
-    return os.path.normpath(written) if written.startswith("/") else None
+    return os.path.normpath("/" + written.lstrip("/")) if written.startswith("/") else None
 
 
 def runs(location: Location) -> Iterator[Run]:
@@ -202,7 +203,7 @@ def _facts(found: StatReply, location: Location | None) -> Iterator[tuple[str, s
 
 def _show_blocks(console: Console, location: Location, rows_max: int | None) -> None:
     rows = list(runs(location))
-    table = Table(header_style="bold", pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("blocks", justify="right", no_wrap=True)
     table.add_column("owners, nearest first")
     table.add_column("held by")

@@ -137,7 +137,7 @@ def local_cluster(
             name,
             f"{HOST}:{port}",
             directory / f"mesh-{name}.toml",
-            directory / name / "peer.sock",
+            socket_of(directory, name),
             directory / f"{name}.log",
         )
         for name, port in zip(names, ports, strict=True)
@@ -161,6 +161,11 @@ def local_cluster(
         yield cluster
     finally:
         cluster.end()
+
+
+def socket_of(directory: Path, name: str) -> Path:
+    """Return where the peer *name* of a cluster in *directory* has its socket."""
+    return directory / name / "peer.sock"
 
 
 def free_ports(count: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -11,6 +12,7 @@ from typing import Annotated
 
 import msgspec
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -27,19 +29,23 @@ from mesh.wire.messages import Description, Nothing, Overview
 
 REFRESH_S = 1.0
 FULL_RATIO = 0.9
-WIDE_COLUMNS = 176
-"""So wide must a terminal be for everything in one table; otherwise there are two."""
+ENDLESS_COLUMNS = 10_000
+"""What is piped into a file or grep has no width, and 80 columns would cut it."""
 
 Column = tuple[str, Callable[[Description], str]]
 
-_STATE: list[Column] = [
+_PLACE: list[Column] = [
     ("zone", lambda d: d.zone or NOTHING),
     ("address", lambda d: d.address),
     ("ring", lambda d: percent_shown(d.ring_share)),
+    ("uptime", lambda d: duration_shown(d.uptime_s)),
+]
+_CACHE: list[Column] = [
     ("cache", lambda d: f"{size_shown(d.used_bytes)} / {size_shown(d.capacity_bytes)}"),
     ("blocks", lambda d: str(d.block_count)),
     ("hit", lambda d: percent_shown(hit_ratio(d.read_bytes))),
-    ("uptime", lambda d: duration_shown(d.uptime_s)),
+    ("failovers", lambda d: str(d.failovers)),
+    ("corrupt", lambda d: str(d.corrupt_blocks)),
 ]
 _TRAFFIC: list[Column] = [
     ("local", lambda d: size_shown(d.read_bytes.get(LOCAL, 0))),
@@ -47,8 +53,6 @@ _TRAFFIC: list[Column] = [
     ("under-store", lambda d: size_shown(d.read_bytes.get(UNDER_STORE, 0))),
     ("served", lambda d: size_shown(d.served_bytes)),
     ("filled", lambda d: size_shown(d.fill_bytes)),
-    ("failovers", lambda d: str(d.failovers)),
-    ("corrupt", lambda d: str(d.corrupt_blocks)),
 ]
 _KNOWN_OF_ALL = {"zone", "address"}  # from the config, not from the peer
 
@@ -79,9 +83,8 @@ def as_line(overview: Overview) -> str:
 
 def rendered(overview: Overview, *, columns: int) -> RenderableType:
     """Return the summary, the peers and the warnings, as fits into so many columns."""
-    groups = [_STATE + _TRAFFIC] if columns >= WIDE_COLUMNS else [_STATE, _TRAFFIC]
     parts: list[RenderableType] = [Text(summary(overview), style="bold")]
-    parts += [_table(overview.peers, group) for group in groups]
+    parts += _tables(overview.peers, columns)
     parts += [Text(f"warning: {warning}", style="yellow") for warning in warnings(overview)]
     return Group(*parts)
 
@@ -124,8 +127,23 @@ def warnings(overview: Overview) -> Iterator[str]:
             yield f"{peer.name}: its cache is {ratio} full; more store.capacity evicts less"
 
 
+def _tables(peers: Sequence[Description], columns: int) -> list[Table]:
+    """Return everything in as few tables as fit into so many columns."""
+    endless = Console(width=ENDLESS_COLUMNS)
+    tables: list[Table] = []
+    for groups in (
+        [_PLACE + _CACHE + _TRAFFIC],
+        [_PLACE + _CACHE, _TRAFFIC],
+        [_PLACE, _CACHE, _TRAFFIC],
+    ):
+        tables = [_table(peers, group) for group in groups]
+        if all(endless.measure(table).maximum <= columns for table in tables):
+            break
+    return tables
+
+
 def _table(peers: Sequence[Description], columns: Sequence[Column]) -> Table:
-    table = Table(header_style="bold", pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("peer", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for title, _ in columns:
@@ -143,8 +161,9 @@ def _table(peers: Sequence[Description], columns: Sequence[Column]) -> Table:
 
 def _console() -> Console:
     console = Console(highlight=False)
-    # What is piped into a file or grep has no width, and 80 columns would cut it.
-    return console if console.is_terminal else Console(highlight=False, width=WIDE_COLUMNS)
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Console(highlight=False, width=ENDLESS_COLUMNS)
 
 
 async def _watch(settings: Settings, *, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -34,7 +35,8 @@ from mesh.understore.arrow import open_under_store
 from mesh.understore.table import MountTable, Place
 from mesh.understore.understore import Stat, UnderStore, UnderStoreSettings
 from mesh.wire.channels import Channels, TlsSettings
-from mesh.wire.codec import FETCH, LIST, REPORT, STAT
+from mesh.wire.codec import FETCH, LIST, REPORT, STAT, Method
+from mesh.wire.local import LocalChannel, mount_socket
 from mesh.wire.messages import (
     Attributes,
     DirectoryEntry,
@@ -47,6 +49,9 @@ from mesh.wire.messages import (
 )
 
 log = structlog.get_logger()
+
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 STAT_TIMEOUT_S = 40.0
 """More than one request to the under-store may take; a peer that is gone shows much
@@ -98,7 +103,7 @@ class MeshClient:
             settings.view, channels, table, metrics, memory_bytes=settings.memory_bytes
         )
         self._settings = settings
-        self._own = f"unix:{settings.socket}"
+        self._own = LocalChannel(mount_socket(str(settings.socket)))
         self._channels = channels
         self._table = table
         self._clock = clock
@@ -110,13 +115,12 @@ class MeshClient:
 
     async def stat(self, path: str, *, refresh: bool = False) -> StatReply:
         """Say what *path* is; `NotFound` when it is nothing."""
-        refresh = refresh or path in self._suspects
-        request = StatRequest(path, refresh)
-        for address, peer in self._peers():
+        request = StatRequest(path, refresh or path in self._suspects)
+        for peer in self._peers():
             try:
-                reply = await self._channels.call(address, STAT, request, timeout_s=STAT_TIMEOUT_S)
+                reply = await self._call(peer, STAT, request)
             except PeerUnavailable as error:
-                self._note_away(address, peer, error)
+                self._note_away(peer, error)
                 continue
             self._suspects.discard(path)
             return reply
@@ -125,14 +129,14 @@ class MeshClient:
     async def scan(self, path: str) -> AsyncIterator[tuple[DirectoryEntry, ...]]:
         """Yield the entries of a directory, a page at a time."""
         sent = 0
-        for address, peer in self._peers():
+        for peer in self._peers():
             try:
-                async for page in self._pages(address, path, sent):
+                async for page in self._pages(peer, path, sent):
                     sent += len(page)
                     yield page
                 return
             except PeerUnavailable as error:
-                self._note_away(address, peer, error)
+                self._note_away(peer, error)
         skipped = 0
         async for page in self._scan_directly(path):
             rest = page[max(0, sent - skipped) :]
@@ -141,13 +145,13 @@ class MeshClient:
                 yield rest
 
     async def _pages(
-        self, address: str, path: str, start: int
+        self, peer: str, path: str, start: int
     ) -> AsyncIterator[tuple[DirectoryEntry, ...]]:
         listing = 0
         while True:
             request = ListRequest(path, listing, start)
             try:
-                reply = await self._channels.call(address, LIST, request, timeout_s=STAT_TIMEOUT_S)
+                reply = await self._call(peer, LIST, request)
             except ListingGone:
                 if listing == 0:
                     raise
@@ -183,9 +187,9 @@ class MeshClient:
         if self._clock() < self._own_away_until_s:
             raise Unavailable("the own peer is away")
         try:
-            return await self._channels.call(self._own, FETCH, request, timeout_s=FETCH_TIMEOUT_S)
+            return await self._own.call(FETCH, request, timeout_s=FETCH_TIMEOUT_S)
         except PeerUnavailable as error:
-            self._note_away(self._own, None, error)
+            self._note_away(self._settings.name, error)
             raise
 
     # Reports to the own peer
@@ -203,16 +207,20 @@ class MeshClient:
                 tuple(used)[:1024],
             )
             try:
-                await self._channels.call(self._own, REPORT, report, timeout_s=1.0)
+                await self._own.call(REPORT, report, timeout_s=1.0)
             except MeshError as error:
                 log.debug("no report", reason=str(error))
 
-    def max_age_s(self, path: str) -> float:
-        """Return for how long what is known of a path may be believed."""
+    def listed(self, path: str, attributes: Attributes) -> tuple[FileVersion | None, float]:
+        """Return the version of a listed file, where its under-store names tags in
+        listings, and for how long the entry may be believed."""
         try:
-            return self._table.place(path).settings.max_age_s
+            place = self._table.place(path)
         except NotFound:
-            return 0.0
+            return None, 0.0
+        if attributes.is_directory or not attributes.tag:
+            return None, place.settings.max_age_s
+        return place.version(_stat(attributes)), place.settings.max_age_s
 
     def note_use(self, version: bytes) -> None:
         """Note that a version was read here, for the order of eviction."""
@@ -220,19 +228,24 @@ class MeshClient:
 
     # Without the own peer
 
-    def _peers(self) -> list[tuple[str, str | None]]:
-        """Return whom to ask, by address: the own peer, then others that seem well."""
-        found: list[tuple[str, str | None]] = []
-        if self._clock() >= self._own_away_until_s:
-            found.append((self._own, None))
-        members = [m for m in self._settings.view.members if m.name != self._settings.name]
-        well = self.direct.peers([member.name for member in members])
-        by_name = {member.name: member.address for member in members}
-        found.extend((by_name[name], name) for name in well[:OTHER_PEERS_ASKED])
-        return found
+    async def aclose(self) -> None:
+        await self._own.aclose()
 
-    def _note_away(self, address: str, peer: str | None, error: MeshError) -> None:
-        if peer is None:
+    async def _call(self, peer: str, method: Method[Q, A], request: Q) -> A:
+        if peer == self._settings.name:
+            return await self._own.call(method, request, timeout_s=STAT_TIMEOUT_S)
+        address = self._settings.view.member(peer).address
+        return await self._channels.call(address, method, request, timeout_s=STAT_TIMEOUT_S)
+
+    def _peers(self) -> list[str]:
+        """Return whom to ask: the own peer, then others that seem well."""
+        own = self._settings.name
+        found = [own] if self._clock() >= self._own_away_until_s else []
+        others = [member.name for member in self._settings.view.members if member.name != own]
+        return found + self.direct.peers(others)[:OTHER_PEERS_ASKED]
+
+    def _note_away(self, peer: str, error: MeshError) -> None:
+        if peer == self._settings.name:
             if self._clock() >= self._own_away_until_s:
                 log.info("own peer away", reason=str(error))
             self._own_away_until_s = self._clock() + PEER_AWAY_S
@@ -260,6 +273,16 @@ def _attributes(stat: Stat) -> Attributes:
     return Attributes(stat.is_directory, stat.size_bytes, stat.mtime_ns, stat.tag, stat.mode)
 
 
+def _stat(attributes: Attributes) -> Stat:
+    return Stat(
+        attributes.is_directory,
+        attributes.size_bytes,
+        attributes.mtime_ns,
+        attributes.tag,
+        attributes.mode,
+    )
+
+
 def _reply(place: Place, stat: Stat) -> StatReply:
     file = None if stat.is_directory else place.version(stat)
     return StatReply(_attributes(stat), file, fresh_s=place.settings.max_age_s)
@@ -284,4 +307,6 @@ async def open_client(
         threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
         stack.callback(threads.shutdown)
         table = MountTable(settings.mounts, stores)
-        yield MeshClient(settings, here, channels, table, threads, metrics)
+        client = MeshClient(settings, here, channels, table, threads, metrics)
+        stack.push_async_callback(client.aclose)
+        yield client

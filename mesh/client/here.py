@@ -17,7 +17,6 @@ from mesh.errors import NotFound
 from mesh.store.extents import Extents, open_extent
 from mesh.store.index import BlockRecord, Index, read_index
 
-
 LOOK_EVERY_S = 0.05
 """Much less than a peer needs to start, make a new index and fill a first block."""
 
@@ -29,6 +28,7 @@ class BlocksHere:
         """Take the store under *directory*; it need not exist yet."""
         self.extents = Extents(directory / "data")
         self._directory = directory
+        self._table = str(directory / "index" / "data.mdb")
         self._index: Index | None = None
         self._is_ours = True
         self._inode = 0
@@ -65,7 +65,7 @@ class BlocksHere:
         """
         self._look_again_s = monotonic_s() + LOOK_EVERY_S
         try:
-            inode = (self._directory / "index" / "data.mdb").stat().st_ino
+            inode = os.stat(self._table).st_ino  # noqa: PTH116
         except OSError:
             inode = 0
         if inode != self._inode:

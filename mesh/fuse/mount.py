@@ -31,6 +31,7 @@ TASKS_MAX = 64
 """Each can hold a request of 1 MiB in libfuse, and one in `Buffers`."""
 
 REPORT_ENDS_S = 2.0
+STOP_GRACE_S = 5.0
 DEAD_AFTER_S = 3.0
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 
@@ -105,17 +106,27 @@ async def run_mount(
             report = asyncio.create_task(
                 client.report_each_second(str(settings.mountpoint), os.getpid()), name="report"
             )
+            serving = asyncio.create_task(
+                pyfuse3.main(min_tasks=TASKS_MIN, max_tasks=TASKS_MAX), name="serve"
+            )
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, pyfuse3.terminate)
+                loop.add_signal_handler(number, _stop, serving)
             mounted()
-            await pyfuse3.main(min_tasks=TASKS_MIN, max_tasks=TASKS_MAX)
+            with suppress(asyncio.CancelledError):
+                await serving
             unmounted = device_of(settings.mountpoint) is None
             report.cancel()
             await asyncio.wait({report}, timeout=REPORT_ENDS_S)
         finally:
             pyfuse3.close(unmount=not unmounted)
     log.info("unmounted", mountpoint=str(settings.mountpoint))
+
+
+def _stop(serving: asyncio.Task[None]) -> None:
+    """Take no more requests; those under way may end, but not take for ever."""
+    pyfuse3.terminate()
+    asyncio.get_running_loop().call_later(STOP_GRACE_S, serving.cancel)
 
 
 def _options(settings: MountSettings) -> set[str]:

@@ -30,10 +30,17 @@ class Node:
     fresh_s: float = 0.0
     """For so long the kernel may believe the attributes, counted from the look-up."""
 
+    noted_s: float = 0.0
+    """When that was."""
+
     lookups: int = 0
     """References of the kernel; at 0 the node is forgotten."""
 
     opens: int = 0
+
+    def is_fresh(self, now_s: float) -> bool:
+        """Whether the last look-up still holds."""
+        return now_s < self.noted_s + self.fresh_s
 
 
 class Nodes:
@@ -56,16 +63,22 @@ class Nodes:
         return self._by_path.get(path)
 
     def note(
-        self, path: str, attributes: Attributes, file: FileVersion | None, *, fresh_s: float
+        self,
+        path: str,
+        attributes: Attributes,
+        file: FileVersion | None,
+        *,
+        fresh_s: float,
+        now_s: float,
     ) -> Node:
         """Return the node of a path at this version, a new one if it has changed."""
         node = self._by_path.get(path)
         if node is not None and _is_same(node, attributes, file):
             node.attributes = attributes
             node.file = node.file or file
-            node.fresh_s = fresh_s
+            node.fresh_s, node.noted_s = fresh_s, now_s
             return node
-        node = Node(self._free_number(path, file), path, attributes, file, fresh_s)
+        node = Node(self._free_number(path, file), path, attributes, file, fresh_s, now_s)
         self._by_number[node.number] = self._by_path[path] = node
         return node
 

@@ -12,6 +12,7 @@ from itertools import count
 
 from mesh.client.client import MeshClient
 from mesh.client.file import MeshFile
+from mesh.clock import Clock, monotonic_s
 from mesh.errors import IsADirectory, NotFound, Stale
 from mesh.fuse.nodes import Node, Nodes
 from mesh.wire.messages import DirectoryEntry
@@ -49,8 +50,9 @@ class _Handles:
 class View:
     """The tree of one mount."""
 
-    def __init__(self, client: MeshClient) -> None:
+    def __init__(self, client: MeshClient, *, clock: Clock = monotonic_s) -> None:
         self._client = client
+        self._clock = clock
         self.nodes = Nodes()
         self._handles = _Handles()
         self._numbers = count(1)
@@ -90,7 +92,13 @@ class View:
             if (gone := self.nodes.at(path)) is not None:
                 self.nodes.leave(gone)
             raise
-        return self.nodes.note(path, reply.attributes, reply.file, fresh_s=reply.fresh_s)
+        return self.nodes.note(
+            path,
+            reply.attributes,
+            reply.file,
+            fresh_s=reply.fresh_s,
+            now_s=self._clock(),
+        )
 
     def forget(self, number: int, lookups: int) -> None:
         self.nodes.forget(number, lookups)
@@ -100,7 +108,7 @@ class View:
     async def open(self, number: int) -> int:
         """Open a node at its version; `Stale` when its path has another one by now."""
         node = self.nodes.node(number)
-        if not node.opens or node.file is None:
+        if node.file is None or not (node.opens or node.is_fresh(self._clock())):
             now = await self._noted(node.path)
             if now is not node:
                 raise Stale(f"{node.path}: has another version now")
@@ -161,7 +169,10 @@ class View:
         node = self.nodes.at(path)
         if node is not None and node.opens and not entry.attributes.is_directory:
             return node
-        return self.nodes.note(path, entry.attributes, None, fresh_s=self._client.max_age_s(path))
+        file, fresh_s = self._client.listed(path, entry.attributes)
+        return self.nodes.note(
+            path, entry.attributes, file, fresh_s=fresh_s, now_s=self._clock()
+        )
 
     def release_directory(self, handle: int) -> None:
         del self._handles.directories[handle]

@@ -26,6 +26,7 @@ from mesh.understore.arrow import open_under_store
 from mesh.understore.table import MountTable
 from mesh.understore.understore import UnderStore, UnderStoreSettings
 from mesh.wire.channels import Channels, TlsSettings
+from mesh.wire.local import mount_socket
 
 log = structlog.get_logger()
 
@@ -87,6 +88,9 @@ async def running_peer(settings: PeerSettings) -> AsyncIterator[Peer]:
             if mount.url not in stores:
                 stores[mount.url] = open_under_store(mount, metrics)
                 stack.push_async_callback(stores[mount.url].aclose)
+        for under_store in stores.values():
+            with suppress(MeshError):
+                await under_store.prepare()
         if settings.check_under_stores:
             await _check(settings.mounts, stores)
         store = await stack.enter_async_context(
@@ -173,8 +177,9 @@ async def _listen(server: PeerServer, settings: PeerSettings) -> None:
             "stop who uses it or name another"
         ) from error
     # The lock on the data directory says that whoever left a socket there is gone.
-    with suppress(FileNotFoundError):
-        settings.socket.unlink()
+    for socket in (settings.socket, Path(mount_socket(str(settings.socket)))):
+        with suppress(FileNotFoundError):
+            socket.unlink()
     settings.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     mask = os.umask(0o177)
     try:

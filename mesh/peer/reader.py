@@ -231,11 +231,15 @@ class BlockReader:
     async def _keep(
         self, landing: Landing, writer: BlockWriter | None, piece: Piece, whence: str
     ) -> None:
-        """Check a piece that came in, put it into the store and let it be read."""
+        """Check a piece that came from a peer, and put it."""
         if crc32c(piece.data) != piece.crc:
             self._metrics.corrupt_blocks.inc()
             block = landing.file.key(landing.index)
             raise BlockCorrupt(f"piece {piece.number} of block {block} from {whence}")
+        await self._put(landing, writer, piece)
+
+    async def _put(self, landing: Landing, writer: BlockWriter | None, piece: Piece) -> None:
+        """Put a piece into the store and let it be read."""
         if writer is not None:
             await writer.write(piece.number, piece.data, piece.crc)
         landing.land(piece, 0 if writer is None else writer.inode)
@@ -312,7 +316,7 @@ class BlockReader:
                 view = memoryview(run)
                 for start_bytes in range(0, len(view), PIECE_BYTES):
                     data = view[start_bytes : start_bytes + PIECE_BYTES]
-                    await self._keep(landing, writer, Piece(number, crc32c(data), data), "")
+                    await self._put(landing, writer, Piece(number, crc32c(data), data))
                     number += 1
         except NotFound as error:
             raise Stale(f"{file.path} was removed from {file.source}") from error

@@ -1,8 +1,8 @@
 """The servicers: decode, call, encode. No decision is made here.
 
-Two servers speak the same protocol: one on the peer's address for neighbors, one
-on a Unix socket for the mounts and the command line of this host, which alone may
-ask it to bring blocks here.
+Three servers speak the same messages: gRPC on the peer's address for neighbors,
+gRPC on a Unix socket for the command line of this host, and frames on another
+Unix socket for its mounts, which alone may ask it to bring blocks here.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from mesh.wire.codec import (
     Method,
     status_of,
 )
+from mesh.wire.local import LocalServer, mount_socket
 from mesh.wire.messages import (
     BlockRequest,
     Description,
@@ -145,12 +146,18 @@ class PeerServer:
         self._neighbor_methods = neighbors
         self._host_methods = [
             *neighbors,
-            _unary(FETCH, servicers.fetch),
-            _unary(REPORT, servicers.report),
             _unary(OVERVIEW, servicers.overview),
             _unary(LOCATE, servicers.locate),
         ]
         self._servers: list[grpc.aio.Server] = []
+        self._local = LocalServer(
+            [
+                (FETCH, servicers.fetch),
+                (STAT, servicers.stat),
+                (LIST, servicers.list_directory),
+                (REPORT, servicers.report),
+            ]
+        )
 
     async def listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         """Serve neighbors on host:port; return the port. OSError when it is taken."""
@@ -166,10 +173,11 @@ class PeerServer:
         return int(port)
 
     async def listen_here(self, socket: str) -> None:
-        """Serve this host's mounts on a Unix socket."""
+        """Serve this host's people on a Unix socket, and its mounts on another beside it."""
         server = self._server(self._host_methods)
         server.add_insecure_port(f"unix:{socket}")
         await server.start()
+        await self._local.listen(mount_socket(socket))
 
     async def ready(self) -> None:
         """Say to whoever asks for our health that we serve."""
@@ -179,7 +187,10 @@ class PeerServer:
     async def aclose(self) -> None:
         """Say that we leave, let what is under way end, and stop."""
         await self._health.enter_graceful_shutdown()
-        await asyncio.gather(*(server.stop(STOP_GRACE_S) for server in self._servers))
+        await asyncio.gather(
+            self._local.aclose(grace_s=STOP_GRACE_S),
+            *(server.stop(STOP_GRACE_S) for server in self._servers),
+        )
 
     def _server(self, methods: list[tuple[Method[Any, Any], Any]]) -> grpc.aio.Server:
         server = grpc.aio.server(options=SERVER_OPTIONS)

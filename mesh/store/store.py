@@ -84,6 +84,7 @@ class BlockStore:
         self._stamps = count(taken.boot.number << 40)
         self._reserved_bytes = 0
         self._writing: Counter[bytes] = Counter()  # versions, by blocks being written
+        self._turns: dict[bytes, asyncio.Lock] = {}
         self._dropping: dict[bytes, asyncio.Event] = {}
         self._leases: dict[BlockKey, float] = {}
         self._used: dict[bytes, int] = {}  # versions read since this was last written down
@@ -183,6 +184,7 @@ class BlockStore:
         length_bytes = file.length_bytes(index)
         # Both before the first await: from here on no drop touches this version's blocks.
         self._writing[file.id] += 1
+        self._turns.setdefault(file.id, asyncio.Lock())
         self._reserved_bytes += length_bytes
         try:
             if self.room().is_full(0):
@@ -194,7 +196,7 @@ class BlockStore:
             self._reserved_bytes -= length_bytes
             self._writing[file.id] -= 1
             if not self._writing[file.id]:
-                del self._writing[file.id]
+                del self._writing[file.id], self._turns[file.id]
 
     async def write_extent(
         self, file: FileVersion, index: int, piece: int, data: bytes | memoryview
@@ -202,10 +204,12 @@ class BlockStore:
         """Put the bytes of a piece; return the inode that has them. For `BlockWriter`."""
         start_bytes, _ = piece_range(piece, length_bytes=file.length_bytes(index))
         offset_bytes = index * file.block_bytes + start_bytes
+        write = partial(self.extents.write, file.id, offset_bytes, data, size_bytes=file.size_bytes)
         try:
-            return await self._in_thread(
-                partial(self.extents.write, file.id, offset_bytes, data, size_bytes=file.size_bytes)
-            )
+            # One at a time for each file: its inode lets only one write at once, and
+            # threads that wait for it spin (measured: 6.4 CPU-s for a GB, not 1.6).
+            async with self._turns[file.id]:
+                return await self._in_thread(write)
         except OSError as error:
             raise StoreFull(f"store.directory: {error.strerror}") from error
 

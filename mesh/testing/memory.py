@@ -55,6 +55,9 @@ class MemoryUnderStore:
         del self.files[path]
         self.tags[path] += 1
 
+    async def prepare(self) -> None:
+        self._check()
+
     async def stat(self, path: str) -> Stat:
         self.stats += 1
         self._check()

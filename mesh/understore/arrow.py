@@ -56,6 +56,9 @@ class ArrowStore(ABC):
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="under-store")
         self._made: Any = None
 
+    async def prepare(self) -> None:
+        await self._call("prepare", "", self._filesystem)
+
     async def stat(self, path: str) -> Stat:
         return await self._call("stat", path, self._stat, path)
 
@@ -92,6 +95,9 @@ class ArrowStore(ABC):
         return data
 
     # What the kinds do in a thread
+
+    @abstractmethod
+    def _filesystem(self) -> Any: ...
 
     @abstractmethod
     def _stat(self, path: str) -> Stat: ...

@@ -46,6 +46,10 @@ class Entry:
 class UnderStore(Protocol):
     """A tree of files that the mesh caches."""
 
+    async def prepare(self) -> None:
+        """Load what is slow to load, so that no reader waits for it."""
+        ...
+
     async def stat(self, path: str) -> Stat:
         """Say what *path* is now; `NotFound` when it is nothing."""
         ...

@@ -55,18 +55,30 @@ _CODES: list[tuple[type[MeshError], grpc.StatusCode]] = [
 _BY_NAME = {kind.__name__: kind for kind, _ in [*_CODES, (errors.UnderStoreUnavailable, None)]}
 
 
+def named(error: MeshError) -> str:
+    """Return an error in words that `error_named` reads."""
+    return f"{type(error).__name__}: {error}"
+
+
+def error_named(peer: str, words: str) -> MeshError:
+    """Return the error that *peer* raised, or `PeerUnavailable` if it is none of ours."""
+    name, _, text = words.partition(": ")
+    if name in _BY_NAME:
+        return _BY_NAME[name](text)
+    return PeerUnavailable(peer, words)
+
+
 def status_of(error: MeshError) -> tuple[grpc.StatusCode, str]:
     """Return the code and the details that tell a caller of ours what happened."""
     code = next((c for kind, c in _CODES if isinstance(error, kind)), grpc.StatusCode.UNKNOWN)
-    return code, f"{type(error).__name__}: {error}"
+    return code, named(error)
 
 
 def error_of(peer: str, failure: grpc.aio.AioRpcError) -> MeshError:
     """Return the error that *peer* raised, or `PeerUnavailable` if it raised none of ours."""
     details = failure.details() or ""
-    name, _, text = details.partition(": ")
-    if name in _BY_NAME:
-        return _BY_NAME[name](text)
+    if details.partition(": ")[0] in _BY_NAME:
+        return error_named(peer, details)
     return PeerUnavailable(peer, f"{failure.code().name.lower()}: {details}")
 
 

@@ -15,14 +15,8 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from pyarrow import fs
 
-from mesh.testing.servers import (
-    MotoS3,
-    RequestLog,
-    S3Process,
-    SeaweedS3,
-    find_program,
-    free_ports,
-)
+from mesh.testing.request_log import RequestLog
+from mesh.testing.servers import MotoS3, S3Process, SeaweedS3, find_program, free_ports
 
 MIB = 1024 * 1024
 pytestmark = pytest.mark.slow

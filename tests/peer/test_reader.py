@@ -118,6 +118,8 @@ async def test_a_second_read_asks_nobody() -> None:
     neighbors, origin = alone(), origin_of()
     async with node(neighbors, origin) as n:
         first = await n.reader.read(n.file, WHOLE)
+        while not await n.store.holds(n.file, 0):
+            await asyncio.sleep(0)
         second = await n.reader.read(n.file, WHOLE)
         assert (first.origin, second.origin) == (UNDER_STORE, LOCAL)
         assert second.inode == n.store.extents.path(n.file.id).stat().st_ino
