@@ -102,7 +102,6 @@ async def run_mount(
             ) from error
         unmounted = False
         try:
-            _raise_read_ahead(settings)
             report = asyncio.create_task(
                 client.report_each_second(str(settings.mountpoint), os.getpid()), name="report"
             )
@@ -112,7 +111,14 @@ async def run_mount(
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, _stop, serving)
-            mounted()
+            # Answered by this very loop, so from a thread; INIT is over then, and what
+            # is written to read_ahead_kb before it would be overwritten by it.
+            answered = asyncio.to_thread(os.statvfs, settings.mountpoint)
+            asked = asyncio.create_task(answered, name="first request")
+            await asyncio.wait({asked, serving}, return_when=asyncio.FIRST_COMPLETED)
+            if asked.done():
+                _raise_read_ahead(settings)
+                mounted()
             with suppress(asyncio.CancelledError):
                 await serving
             unmounted = device_of(settings.mountpoint) is None

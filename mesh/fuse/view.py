@@ -170,9 +170,7 @@ class View:
         if node is not None and node.opens and not entry.attributes.is_directory:
             return node
         file, fresh_s = self._client.listed(path, entry.attributes)
-        return self.nodes.note(
-            path, entry.attributes, file, fresh_s=fresh_s, now_s=self._clock()
-        )
+        return self.nodes.note(path, entry.attributes, file, fresh_s=fresh_s, now_s=self._clock())
 
     def release_directory(self, handle: int) -> None:
         del self._handles.directories[handle]

@@ -159,6 +159,8 @@ class RingNeighbors:
 
     def _note_failure(self, peer: str, error: MeshError) -> None:
         if self._breaker.failed(peer, self._clock()):
+            # What others hold was asked while that one filled: ask anew.
+            self._held.clear()
             log.warning("peer away", peer=peer, reason=str(error))
             self._broke.set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket as socketlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -91,6 +92,8 @@ async def running_peer(settings: PeerSettings) -> AsyncIterator[Peer]:
         for under_store in stores.values():
             with suppress(MeshError):
                 await under_store.prepare()
+        _check_free("peer.listen", settings.listen)
+        _check_free("peer.metrics", settings.metrics_address)
         if settings.check_under_stores:
             await _check(settings.mounts, stores)
         store = await stack.enter_async_context(
@@ -141,6 +144,20 @@ async def _tasks() -> AsyncIterator[asyncio.TaskGroup]:
         pass
     if failure is not None:
         raise failure
+
+
+def _check_free(key: str, address: str) -> None:
+    """Say that an address can't be had while nothing has been changed yet."""
+    if not address:
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        with socketlib.create_server((host.strip("[]"), int(port))):
+            return
+    except OSError as error:
+        raise Unusable(
+            f"{key} {address}: {error.strerror}; stop who uses it or name another"
+        ) from error
 
 
 async def _check(

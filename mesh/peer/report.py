@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter as Tally
+from dataclasses import replace
 from importlib.metadata import version
 
 from mesh.clock import Clock, monotonic_s
@@ -105,7 +106,8 @@ class Reporter:
     async def _described(self, peer: str) -> Description:
         if self._neighbors.is_me(peer):
             return self.describe()
-        return await self._neighbors.describe(peer)
+        answer = await self._neighbors.describe(peer)
+        return answer if answer.is_up else replace(answer, ring_share=self._shares[peer])
 
     def held(self, version_id: bytes) -> frozenset[int]:
         """Return which blocks of a version are here."""

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -186,11 +187,27 @@ class LocalStore(ArrowStore):
         return Entry(entry.name, _local_stat(found))
 
     def _read(self, path: str, stat: Stat, offset_bytes: int, size_bytes: int) -> bytes:
-        with self._filesystem().open_input_file(self._path(path)) as file:
+        with self._opened(self._path(path)) as file:
             data: bytes = file.read_at(size_bytes, offset_bytes)
         if len(data) != size_bytes:
             raise Stale(f"{self._settings.url}: {path} is shorter than it was")
         return data
+
+    @contextmanager
+    def _opened(self, real: str) -> Iterator[Any]:
+        try:
+            real.encode()
+        except UnicodeEncodeError:
+            # pyarrow takes UTF-8 alone; any name at all can be had through its descriptor.
+            fd = os.open(real, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                with self._filesystem().open_input_file(f"/proc/self/fd/{fd}") as file:
+                    yield file
+            finally:
+                os.close(fd)
+        else:
+            with self._filesystem().open_input_file(real) as file:
+                yield file
 
     def _check_unchanged(self, path: str, stat: Stat) -> None:
         try:

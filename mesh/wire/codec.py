@@ -56,8 +56,9 @@ _BY_NAME = {kind.__name__: kind for kind, _ in [*_CODES, (errors.UnderStoreUnava
 
 
 def named(error: MeshError) -> str:
-    """Return an error in words that `error_named` reads."""
-    return f"{type(error).__name__}: {error}"
+    """Return an error in words that `error_named` reads; names that are not UTF-8 escaped."""
+    words = f"{type(error).__name__}: {error}"
+    return words.encode("utf-8", "backslashreplace").decode()
 
 
 def error_named(peer: str, words: str) -> MeshError:

@@ -115,7 +115,7 @@ class _ServerSide(_Frames):
             self.send(number, FAILED, named(error).encode())
         except Exception as error:
             log.exception("call failed", method=method.name)
-            self.send(number, FAILED, f"{type(error).__name__}: {error}".encode())
+            self.send(number, FAILED, repr(error).encode("utf-8", "backslashreplace"))
         else:
             self.send(number, DONE, answer)
         finally:

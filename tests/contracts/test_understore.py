@@ -250,6 +250,15 @@ async def test_a_link_never_leads_outside(tmp_path: Path) -> None:
     await subject.store.aclose()
 
 
+async def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    (tmp_path / name).write_bytes(b"latin")
+    subject = _directory(tmp_path)
+    assert await names(subject.store, "") == {name: False}
+    assert await whole(subject.store, name) == b"latin"
+    await subject.store.aclose()
+
+
 async def test_a_root_that_looks_alike_is_outside_too(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root2").mkdir()
@@ -293,9 +302,7 @@ async def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
 
 async def test_a_deadline_ends_the_wait(tmp_path: Path) -> None:
     subject = _directory(tmp_path)
-    store = open_under_store(
-        UnderStoreSettings(url=tmp_path.as_uri(), timeout_s=0.05), Metrics()
-    )
+    store = open_under_store(UnderStoreSettings(url=tmp_path.as_uri(), timeout_s=0.05), Metrics())
     release = asyncio.Event()
     loop = asyncio.get_running_loop()
 

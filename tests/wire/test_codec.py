@@ -126,6 +126,10 @@ def test_an_error_comes_out_as_it_went_in(error: errors.MeshError) -> None:
     assert code is not grpc.StatusCode.UNKNOWN
 
 
+def test_an_error_about_a_name_that_is_not_utf8_can_be_sent() -> None:
+    assert codec.named(errors.NotFound("caf\udce9")).encode() == b"NotFound: caf\\udce9"
+
+
 def test_a_failure_that_is_not_ours_means_that_the_peer_is_away() -> None:
     failure = Failure(grpc.StatusCode.UNAVAILABLE, "failed to connect")
     error = codec.error_of("10.0.0.1:7000", failure)  # type: ignore[arg-type]

@@ -1,0 +1,47 @@
+# Everything here works in a fresh checkout: scripts/setup brings what is missing.
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check proto bench bench-rivals clean
+
+help: ## say what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv with what the tests and the demo need
+	@scripts/setup dev demo
+
+demo: ## read a model through three peers; MODEL=path for your own
+	@scripts/setup demo
+	@$(BIN)/mesh demo $(MODEL)
+
+test: ## the quick tests
+	@scripts/setup dev
+	@$(BIN)/pytest -m "not slow"
+
+test-all: ## all tests
+	@scripts/setup dev
+	@$(BIN)/pytest
+
+check: ## style, types, and that mesh/wire/gen is what proto/ says
+	@scripts/setup dev
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@before=$$(cat mesh/wire/gen/*.py* | cksum) && scripts/proto && \
+	test "$$before" = "$$(cat mesh/wire/gen/*.py* | cksum)" || \
+	{ echo "check: mesh/wire/gen was not what proto/ says; 'make proto', and commit it" >&2; exit 1; }
+
+proto: ## make mesh/wire/gen from proto/
+	@scripts/setup dev
+	@scripts/proto
+
+bench: ## measure mesh against the floor it stands on
+	@scripts/setup dev
+	@for name in read xfer under_store memory; do $(BIN)/python -m bench.$$name || exit; done
+
+bench-rivals: ## measure mesh against JuiceFS and rclone
+	@scripts/setup dev bench
+	@$(BIN)/python -m bench.rivals
+
+clean: ## remove all that make has made
+	@rm -rf .venv out .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -r {} +

@@ -1,0 +1,211 @@
+"""Real daemons and real mounts for one test, gone when it ends, however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mesh.fuse.mount import connection_of, device_of
+from mesh.testing.servers import free_ports
+
+MESH = [sys.executable, "-m", "mesh.cli.main"]
+READY_WITHIN_S = 60.0
+
+
+def until(condition: Callable[[], bool], what: str, *, within_s: float = READY_WITHIN_S) -> None:
+    """Wait until a condition holds; fail with *what* after the deadline."""
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not in {within_s} s: {what}"
+        time.sleep(0.05)
+
+
+def mesh(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command of mesh to its end."""
+    return subprocess.run(
+        [*MESH, *words], capture_output=True, text=True, timeout=60, check=False, **options
+    )
+
+
+class Hosts:
+    """Some peers on loopback, each with its own config, store and mounts."""
+
+    def __init__(
+        self,
+        root: Path,
+        names: Sequence[str],
+        mounts: str,
+        *,
+        more: str = "",
+        store: str = 'capacity = "40GiB"',
+        peer: str = "",
+    ) -> None:
+        """Have each peer show the mount table that *mounts* is the TOML of."""
+        self.root = root
+        self.names = list(names)
+        self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self.views: dict[Path, subprocess.Popen[bytes]] = {}
+        self._numbers = iter(range(1000))
+        ports = free_ports(2 * len(names))
+        self.addresses = {n: f"127.0.0.1:{p}" for n, p in zip(names, ports, strict=False)}
+        self.metrics = dict(zip(names, ports[len(names) :], strict=True))
+        listed = "".join(
+            f'[[cluster.peers]]\nname = "{name}"\naddress = "{address}"\n'
+            for name, address in self.addresses.items()
+        )
+        for name in names:
+            self.config(name).write_text(
+                f'[cluster]\nname = "test"\n{listed}'
+                f'[peer]\nname = "{name}"\nmetrics = "127.0.0.1:{self.metrics[name]}"\n{peer}\n'
+                f'[store]\ndirectory = "{self.store(name)}"\nfree_space_ratio = 0.01\n{store}\n'
+                f"{mounts}\n{more}\n"
+            )
+
+    def config(self, name: str) -> Path:
+        return self.root / f"{name}.toml"
+
+    def store(self, name: str) -> Path:
+        return self.root / f"store-{name}"
+
+    def log(self, name: str) -> str:
+        return (self.root / f"{name}.log").read_text(errors="replace")
+
+    def __enter__(self) -> Hosts:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for view, process in self.views.items():
+            self._end(process)
+            if device_of(view) is not None:
+                connection = connection_of(view)
+                subprocess.run(["umount", "-l", str(view)], check=False, timeout=20)
+                if connection is not None and (connection / "abort").exists():
+                    (connection / "abort").write_text("1")
+        for process in self.daemons.values():
+            self._end(process)
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    # Peers
+
+    def start(self, *names: str) -> None:
+        """Start peers, all if none is named, and wait until they serve."""
+        wanted = names or tuple(self.names)
+        marks = {}
+        for name in wanted:
+            path = self.root / f"{name}.log"
+            marks[name] = path.stat().st_size if path.exists() else 0
+            with path.open("ab") as out:
+                self.daemons[name] = subprocess.Popen(
+                    [*MESH, "peer", "-c", str(self.config(name))], stdout=out, stderr=out
+                )
+        for name in wanted:
+
+            def serves(name: str = name) -> bool:
+                log = self.log(name)[marks[name] :]
+                assert self.daemons[name].poll() is None, log
+                return "peer serves" in log
+
+            until(serves, f"peer {name} serves")
+
+    def kill(self, name: str) -> None:
+        self.daemons[name].kill()
+        self.daemons[name].wait()
+
+    def stop(self, name: str) -> int:
+        """End a peer as an operator would; return its exit code."""
+        self.daemons[name].terminate()
+        return self.daemons[name].wait(30)
+
+    def peers(self, by: str) -> dict[str, dict[str, Any]]:
+        """Return what `mesh status --json` says of each peer."""
+        done = mesh("status", "--json", "-c", str(self.config(by)))
+        assert done.returncode == 0, done.stderr
+        return {peer["name"]: peer for peer in json.loads(done.stdout)["peers"]}
+
+    # Mounts
+
+    def mount(self, name: str) -> Path:
+        """Mount through a peer that runs or not; return where."""
+        view = self.root / f"view-{next(self._numbers)}-{name}"
+        path = self.root / f"{view.name}.log"
+        with path.open("ab") as out:
+            process = subprocess.Popen(
+                [*MESH, "mount", "-c", str(self.config(name)), str(view)], stdout=out, stderr=out
+            )
+        self.views[view] = process
+
+        def is_mounted() -> bool:
+            log = path.read_text(errors="replace")
+            assert process.poll() is None, log
+            return '"mounted"' in log
+
+        until(is_mounted, f"{view} is mounted")
+        return view
+
+    def unmount(self, view: Path) -> int:
+        """End a mount with SIGTERM; return its exit code."""
+        self.views[view].terminate()
+        return self.views[view].wait(30)
+
+
+def directory(path: Path, **keys: str) -> str:
+    """Return the TOML of a mount table of one directory."""
+    lines = "".join(f"{key} = {value}\n" for key, value in keys.items())
+    return f'[mounts."/"]\nurl = "{path.as_uri()}"\n{lines}'
+
+
+def s3(url: str, server: Any, endpoint: str, **keys: str) -> str:
+    """Return the TOML of a mount table of one bucket."""
+    lines = "".join(f"{key} = {value}\n" for key, value in keys.items())
+    return (
+        f'[mounts."/"]\nurl = "{url}"\n{lines}[mounts."/".s3]\nendpoint = "{endpoint}"\n'
+        f'access_key = "{server.access_key}"\nsecret_key = "{server.secret_key}"\n'
+    )
+
+
+def fills(peers: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:
+    """Return how many blocks, and how many bytes, have left the under-store."""
+    return sum(p["fills"] for p in peers.values()), sum(p["fill_bytes"] for p in peers.values())
+
+
+def rss_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"no VmRSS of {pid}")
+
+
+def run_python(code: str, *words: str, timeout_s: float = 100) -> str:
+    """Run code in a process of its own; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+        env=dict(os.environ),
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
