@@ -1,10 +1,11 @@
-"""How commands end when something is wrong: one clear line, and exit code 1."""
+"""How commands begin and end: the config, and one clear line with exit code 1."""
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,9 @@ import typer
 
 from mesh.cli.settings import ConfigErrors, Settings, load_settings
 from mesh.errors import MeshError, PeerUnavailable
+
+M_ARENA_MAX = -8
+"""Of mallopt(3)."""
 
 ConfigPath = Annotated[
     Path,
@@ -34,6 +38,13 @@ def settings_of(path: Path) -> Settings:
         for mistake in errors.mistakes:
             print(f"mesh: {mistake}", file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+def few_arenas() -> None:
+    """Have glibc keep few heaps: with one for each thread, memory that one has freed
+    does not serve the others, and a daemon of many threads grows."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 @contextmanager

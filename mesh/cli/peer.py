@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 
 import structlog
 import uvloop
 
-from mesh.cli.exits import ConfigPath, one_line, settings_of
+from mesh.cli.exits import ConfigPath, few_arenas, one_line, settings_of
 from mesh.cli.logs import set_up
 from mesh.cli.quantities import is_loopback
 from mesh.cli.rooms import peer_settings
@@ -24,10 +22,7 @@ def peer(config: ConfigPath) -> None:
     """Run one peer in the foreground, until Ctrl-C or SIGTERM."""
     settings = settings_of(config)
     set_up(settings.log)
-    # Many threads in few arenas: the memory of one that ended serves the others.
-    if "MALLOC_ARENA_MAX" not in os.environ:
-        os.environ["MALLOC_ARENA_MAX"] = "2"
-        os.execv(sys.executable, [sys.executable, "-m", "mesh.cli.main", *sys.argv[1:]])  # noqa: S606
+    few_arenas()
     with one_line():
         uvloop.run(_run(settings))
 

@@ -55,9 +55,9 @@ from mesh.wire.messages import FetchReply, Piece
 
 log = structlog.get_logger()
 
-LEASE_S = 10.0
-"""How long a block stays after a mount was told that it is here: many times what
-the mount needs to read it from the file."""
+LEASE_S = 0.5
+"""How long a block stays after a mount was told that it is here: many times what the
+mount needs to read it from the file. Longer would keep a small cache from evicting."""
 
 
 class Neighbors(Protocol):

@@ -48,8 +48,6 @@ class Node:
         return b"".join(bytes(p.data) for p in sorted(pieces, key=lambda p: p.number))
 
 
-
-
 @asynccontextmanager
 async def node(
     neighbors: MemoryNeighbors, origin: MemoryUnderStore, *, capacity_bytes: int = 64 * MIB
@@ -311,9 +309,7 @@ async def test_memory_in_flight_is_bounded() -> None:
 
 
 def by_label_gauge(metrics: Metrics) -> dict[str, int]:
-    return {
-        group: total(metrics.in_flight_bytes, group=group) for group in ("reads", "fills")
-    }
+    return {group: total(metrics.in_flight_bytes, group=group) for group in ("reads", "fills")}
 
 
 async def test_what_nobody_waits_for_is_left_when_memory_is_short() -> None:

@@ -17,7 +17,9 @@ def make_ring(weights: dict[str, float], zones: dict[str, str] | None = None) ->
 
 
 names = st.from_regex(r"\Anode-[0-9]{1,4}\Z")
-members = st.dictionaries(keys=names, values=st.sampled_from([0.25, 1, 1.5, 4]), min_size=2, max_size=12)
+members = st.dictionaries(
+    keys=names, values=st.sampled_from([0.25, 1, 1.5, 4]), min_size=2, max_size=12
+)
 keys = st.builds(BlockKey, version=st.binary(min_size=16, max_size=16), index=st.integers(0, 9))
 
 

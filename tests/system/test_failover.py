@@ -74,6 +74,7 @@ def test_own_peer_killed_then_an_owner_then_all(hosts: Hosts, data: Path) -> Non
     assert digest(view / "model") == digest(data / "model")
 
 
+@pytest.mark.slow
 def test_a_stopped_peer_is_a_dead_one(hosts: Hosts, data: Path) -> None:
     """Its connections stay, and nothing comes back."""
     view = hosts.mount("one")
@@ -83,6 +84,7 @@ def test_a_stopped_peer_is_a_dead_one(hosts: Hosts, data: Path) -> None:
     until(lambda: hosts.peers("one")["two"]["is_up"], "the peer is back")
 
 
+@pytest.mark.slow
 def test_a_stopped_own_peer_is_a_dead_one(hosts: Hosts, data: Path) -> None:
     view = hosts.mount("one")
     with (view / "model").open("rb") as model:
@@ -93,6 +95,7 @@ def test_a_stopped_own_peer_is_a_dead_one(hosts: Hosts, data: Path) -> None:
     assert digest(view / "model") == digest(data / "model")
 
 
+@pytest.mark.slow
 def test_killed_under_readers_that_check_every_byte(hosts: Hosts, data: Path) -> None:
     """The peer dies while it is being read from."""
     view = hosts.mount("one")
@@ -108,6 +111,7 @@ def test_killed_under_readers_that_check_every_byte(hosts: Hosts, data: Path) ->
         assert out.split()[0].decode() == digest(data / name)
 
 
+@pytest.mark.slow
 def test_a_restart_keeps_what_was_cached(hosts: Hosts, data: Path) -> None:
     view = hosts.mount("one")
     assert digest(view / "model") == digest(data / "model")
@@ -123,6 +127,7 @@ def test_a_restart_keeps_what_was_cached(hosts: Hosts, data: Path) -> None:
         assert fills(hosts.peers("one")) == (0, 0), f"after a {how} stop blocks were brought again"
 
 
+@pytest.mark.slow
 def test_the_under_store_goes_away_and_what_is_cached_is_served(
     hosts: Hosts, data: Path, tmp_path: Path
 ) -> None:
@@ -152,6 +157,7 @@ def test_ctrl_c_and_sigterm_end_cleanly(hosts: Hosts, data: Path) -> None:
     assert "Traceback" not in hosts.log("one") + hosts.log("two")
 
 
+@pytest.mark.slow
 def test_unmounted_by_somebody_else_the_daemon_ends(hosts: Hosts) -> None:
     view = hosts.mount("one")
     subprocess.run(
@@ -160,6 +166,7 @@ def test_unmounted_by_somebody_else_the_daemon_ends(hosts: Hosts) -> None:
     assert hosts.views[view].wait(20) == 0
 
 
+@pytest.mark.slow
 def test_a_change_behind_the_mesh(tmp_path: Path) -> None:
     """max_age = 0: every open asks. A handle reads one version, or fails with ESTALE."""
     data = tmp_path / "data"
