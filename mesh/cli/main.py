@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import typer
+import sys
 
-from mesh.cli import config, demo, info, mount, peer, stats, status
-
-app = typer.Typer(
-    help="A peer-to-peer, node-local cache mesh for GPU clusters.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=True,
-)
-app.command()(peer.peer)
-app.command()(mount.mount)
-app.command()(mount.umount)
-app.command()(status.status)
-app.command()(info.info)
-app.command()(stats.stats)
-app.command()(demo.demo)
-app.add_typer(config.app, name="config")
+INTERRUPTED = 130
+"""128 + SIGINT, as a shell says it."""
 
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        # Only now: what the commands import takes long enough for a Ctrl-C to come.
+        from mesh.cli.commands import app
+
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

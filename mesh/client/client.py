@@ -176,6 +176,10 @@ class MeshClient:
         self._used.add(file.id)
         return MeshFile(self, path, file)
 
+    def is_suspect(self, path: str) -> bool:
+        """Whether the next look-up of a path will ask the under-store."""
+        return path in self._suspects
+
     def suspect(self, path: str) -> None:
         """Have the next look-up of a path ask the under-store: its version is gone."""
         self._suspects.add(path)

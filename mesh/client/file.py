@@ -38,6 +38,7 @@ class MeshFile:
         self._ahead_tasks: set[asyncio.Task[None]] = set()
         self._local_bytes = client.metrics.read_bytes.labels(LOCAL)
         self._local_blocks = client.metrics.read_blocks.labels(LOCAL)
+        self._brought: set[int] = set()
 
     def read_now(self, offset_bytes: int, into: memoryview) -> int | None:
         """Read into a buffer what is here and in memory; None when a read must wait.
@@ -53,10 +54,10 @@ class MeshFile:
                     return None
             except BlockingIOError:
                 return None
+            self._count(span)
             done_bytes += span.size_bytes
         if done_bytes:
             self._note(offset_bytes, done_bytes)
-            self._local_bytes.inc(done_bytes)
         return done_bytes
 
     async def read(self, offset_bytes: int, into: memoryview) -> int:
@@ -112,8 +113,7 @@ class MeshFile:
         loop = asyncio.get_running_loop()
         threads = self._client.threads
         if await loop.run_in_executor(threads, self._read_here, span, target):
-            self._local_bytes.inc(len(target))
-            self._local_blocks.inc()
+            self._count(span)
             return
         for _ in range(TRIES):
             asked_s = loop.time()
@@ -122,6 +122,8 @@ class MeshFile:
                 reply = await self._client.fetch(request)
             except (Unavailable, StoreFull):
                 break
+            if reply.origin != LOCAL:
+                self._brought.add(span.block_index)
             if self.file.is_inline:
                 if self._read_here(span, target):
                     return
@@ -136,6 +138,16 @@ class MeshFile:
         data = await self._client.direct.block(self.file, span.block_index)
         target[:] = memoryview(data)[span.start_bytes : span.stop_bytes]
 
+    def _count(self, span: Span) -> None:
+        """Count what was read from here, but for what was brought here to be read: the
+        peer has counted that by where it came from."""
+        if span.block_index not in self._brought:
+            self._local_bytes.inc(span.size_bytes)
+            if not span.start_bytes:
+                self._local_blocks.inc()
+        elif span.stop_bytes == self.file.length_bytes(span.block_index):
+            self._brought.discard(span.block_index)
+
     # Reading ahead
 
     def _note(self, offset_bytes: int, size_bytes: int) -> None:
@@ -143,6 +155,7 @@ class MeshFile:
             if len(self._ahead_tasks) >= AHEAD_TASKS_MAX:
                 return
             if self._client.here.record(self.file.key(index)) is None:
+                self._brought.add(index)
                 task = asyncio.get_running_loop().create_task(self._bring(index))
                 self._ahead_tasks.add(task)
                 task.add_done_callback(self._ahead_tasks.discard)

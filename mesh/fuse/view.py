@@ -108,7 +108,8 @@ class View:
     async def open(self, number: int) -> int:
         """Open a node at its version; `Stale` when its path has another one by now."""
         node = self.nodes.node(number)
-        if node.file is None or not (node.opens or node.is_fresh(self._clock())):
+        is_known = node.file is not None and (node.opens or node.is_fresh(self._clock()))
+        if not is_known or self._client.is_suspect(node.path):
             now = await self._noted(node.path)
             if now is not node:
                 raise Stale(f"{node.path}: has another version now")

@@ -202,12 +202,16 @@ class Catalog:
             yield [DirectoryEntry(name, DIRECTORY) for name in below]
             return
         mounts = set(below)
-        async for page in place.store.scan(place.path):
-            yield [
-                DirectoryEntry(entry.name, _attributes(entry.stat))
-                for entry in page
-                if entry.name not in mounts
-            ]
+        try:
+            async for page in place.store.scan(place.path):
+                yield [
+                    DirectoryEntry(entry.name, _attributes(entry.stat))
+                    for entry in page
+                    if entry.name not in mounts
+                ]
+        except NotFound:
+            if not below:
+                raise
         if below:
             yield [DirectoryEntry(name, DIRECTORY) for name in below]
 

@@ -14,9 +14,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
+import structlog
 
-from mesh.errors import ListingGone, MeshError
+from mesh.errors import ListingGone, MeshError, Unavailable
 from mesh.wire.messages import Attributes, DirectoryEntry
+
+log = structlog.get_logger()
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[tuple[bytes, Attributes]])
@@ -37,7 +40,7 @@ class Listing:
         self._is_retired = False
 
     async def fill(self, pages: AsyncIterator[list[DirectoryEntry]]) -> None:
-        """Take the pages of the under-store; an error is kept for the readers."""
+        """Take the pages of the under-store; an error is for the readers."""
         try:
             async for page in pages:
                 data = await asyncio.to_thread(_encoded, page)
@@ -50,6 +53,9 @@ class Listing:
             self.is_whole = True
         except MeshError as error:
             self.error = error
+        except Exception as error:  # a bug of ours, or a full disk: no reason to end the peer
+            log.exception("listing failed")
+            self.error = Unavailable(f"listing failed: {error}")
         finally:
             if not self.is_whole and self.error is None:
                 self.error = ListingGone("listing ended: the peer stops")

@@ -151,8 +151,9 @@ def _check_free(key: str, address: str) -> None:
     if not address:
         return
     host, _, port = address.rpartition(":")
+    family = socketlib.AF_INET6 if ":" in host else socketlib.AF_INET
     try:
-        with socketlib.create_server((host.strip("[]"), int(port))):
+        with socketlib.create_server((host.strip("[]"), int(port)), family=family):
             return
     except OSError as error:
         raise Unusable(

@@ -310,7 +310,7 @@ async def test_a_deadline_ends_the_wait(tmp_path: Path) -> None:
         asyncio.run_coroutine_threadsafe(release.wait(), loop).result()
 
     store._stat = hang  # type: ignore[assignment, method-assign]
-    with pytest.raises(UnderStoreUnavailable, match="no answer in 0.05 s"):
+    with pytest.raises(UnderStoreUnavailable, match=r"no answer in 0\.05 s"):
         await store.stat("f")
     release.set()
     await store.aclose()

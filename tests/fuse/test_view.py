@@ -169,7 +169,6 @@ async def test_a_node_is_opened_without_asking_while_it_is_fresh(tmp_path: Path)
         assert under_store.stats == asked + 1
 
 
-@pytest.mark.xfail(strict=True, reason="View.open believes a fresh node that was found stale")
 async def test_whoever_read_a_stale_file_can_open_it_again_at_once(tmp_path: Path) -> None:
     """With a `max_age` of a minute it would otherwise be ESTALE for a minute."""
     under_store = origin()

@@ -366,9 +366,6 @@ async def test_spools_give_their_disk_space_back(tmp_path: Path) -> None:
         assert paths_in(tmp_path) == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Listing.fill lets what is no MeshError out into the peer's tasks"
-)
 async def test_a_bug_in_a_listing_ends_no_peer(tmp_path: Path) -> None:
     """A full disk under the spool is no MeshError either."""
 
@@ -400,9 +397,6 @@ async def test_the_deepest_mount_has_a_path(tmp_path: Path) -> None:
         assert await d.names("/") == ["datasets"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Catalog._pages takes the NotFound of the under-store for the answer"
-)
 async def test_a_mount_is_seen_where_its_parent_has_nothing(tmp_path: Path) -> None:
     """An empty bucket at / and another under /datasets/x: /datasets is a directory."""
     async with desk(tmp_path, {"/": origin(other=b""), "/datasets/x": origin()}) as d:

@@ -95,7 +95,7 @@ def primaries(peer: Peer, file: FileVersion) -> list[str]:
 
 async def until(condition: Callable[[], bool], *, within_s: float = 10.0) -> None:
     async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110  # what is waited for has no event
+        while not condition():  # what is waited for has no event
             await asyncio.sleep(0.01)
 
 
@@ -261,7 +261,6 @@ async def test_a_peer_that_came_back_serves_what_it_had(tmp_path: Path) -> None:
         await until(lambda: total(b.served_blocks) == len(owned))
 
 
-@pytest.mark.xfail(strict=True, reason="what a peer held before is believed for 5 s")
 async def test_blocks_of_a_dead_owner_come_from_who_has_a_copy(tmp_path: Path) -> None:
     """An owner dies right after a model was loaded, and the next host loads it."""
     under_store = origin()
@@ -433,7 +432,6 @@ async def test_an_address_in_use_is_unusable(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
-@pytest.mark.xfail(strict=True, reason="_check_free tries every host as IPv4")
 async def test_an_ipv6_address_is_as_good(tmp_path: Path) -> None:
     await start_and_stop(replace(settings_of(tmp_path), listen=f"[::1]:{free_port()}"))
 

@@ -89,7 +89,8 @@ def test_300_readers_in_a_small_budget(tmp_path: Path) -> None:
         (data / f"f{n}").write_bytes(noise.randbytes(12 * MIB))
     code = (
         "import sys, threading, random, hashlib, pathlib\n"
-        "view, real, seed = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])\n"
+        "view, real = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])\n"
+        "seed = int(sys.argv[3])\n"
         "def read(k):\n"
         "    name = f'f{random.Random(seed * 1000 + k).randrange(40)}'\n"
         "    a = hashlib.file_digest((view / name).open('rb'), 'sha256').digest()\n"

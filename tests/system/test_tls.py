@@ -43,7 +43,7 @@ def test_a_mesh_over_tls(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     (data / "f").write_bytes(bytes(range(256)) * 65536)
-    security, ca = certificates(tmp_path)
+    security, _ = certificates(tmp_path)
     mounts = directory(data, block='"1MiB"')
     with Hosts(tmp_path, ["one", "two"], mounts, more=security) as hosts:
         hosts.start()

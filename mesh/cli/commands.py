@@ -1,0 +1,21 @@
+"""All commands of `mesh`, one module each."""
+
+from __future__ import annotations
+
+import typer
+
+from mesh.cli import config, demo, info, mount, peer, stats, status
+
+app = typer.Typer(
+    help="A peer-to-peer, node-local cache mesh for GPU clusters.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(peer.peer)
+app.command()(mount.mount)
+app.command()(mount.umount)
+app.command()(status.status)
+app.command()(info.info)
+app.command()(stats.stats)
+app.command()(demo.demo)
+app.add_typer(config.app, name="config")
