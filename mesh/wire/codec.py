@@ -52,7 +52,9 @@ _CODES: list[tuple[type[MeshError], grpc.StatusCode]] = [
     (errors.StoreFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
 ]
-_BY_NAME = {kind.__name__: kind for kind, _ in [*_CODES, (errors.UnderStoreUnavailable, None)]}
+_KINDS: list[type[MeshError]] = [kind for kind, _ in _CODES]
+_KINDS.append(errors.UnderStoreUnavailable)
+_BY_NAME = {kind.__name__: kind for kind in _KINDS}
 
 
 def named(error: MeshError) -> str:
