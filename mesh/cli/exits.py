@@ -11,10 +11,11 @@ from typing import Annotated
 
 import typer
 
+from mesh.blocks import MIB
 from mesh.cli.settings import ConfigErrors, Settings, load_settings
 from mesh.errors import MeshError, PeerUnavailable
 
-M_ARENA_MAX = -8
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Of mallopt(3)."""
 
 ConfigPath = Annotated[
@@ -40,11 +41,18 @@ def settings_of(path: Path) -> Settings:
         raise typer.Exit(1) from None
 
 
-def few_arenas() -> None:
-    """Have glibc keep few heaps: with one for each thread, memory that one has freed
-    does not serve the others, and a daemon of many threads grows."""
+def tune_malloc() -> None:
+    """Have glibc keep what a daemon of many threads and megabyte buffers uses again.
+
+    With a heap for each thread, memory that one has freed does not serve the others.
+    And a buffer over 128 KiB would be mapped, faulted in page by page and unmapped again
+    for every piece of a block.
+    """
     with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_ARENA_MAX, 2)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 * MIB)
+        libc.mallopt(M_TRIM_THRESHOLD, 64 * MIB)
 
 
 @contextmanager

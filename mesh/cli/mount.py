@@ -14,7 +14,7 @@ import typer
 import uvloop
 from prometheus_client import start_http_server
 
-from mesh.cli.exits import ConfigPath, fail, few_arenas, one_line, settings_of
+from mesh.cli.exits import ConfigPath, fail, one_line, settings_of, tune_malloc
 from mesh.cli.logs import set_up
 from mesh.cli.rooms import absolute, client_settings
 from mesh.cli.settings import Settings
@@ -46,7 +46,7 @@ def mount(
             _spawn(config, where, settings.store.directory)
             return
         set_up(settings.log)
-        few_arenas()
+        tune_malloc()
         uvloop.run(_run(settings, where, ready_fd))
 
 

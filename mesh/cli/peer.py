@@ -8,7 +8,7 @@ import signal
 import structlog
 import uvloop
 
-from mesh.cli.exits import ConfigPath, few_arenas, one_line, settings_of
+from mesh.cli.exits import ConfigPath, one_line, settings_of, tune_malloc
 from mesh.cli.logs import set_up
 from mesh.cli.quantities import is_loopback
 from mesh.cli.rooms import peer_settings
@@ -22,7 +22,7 @@ def peer(config: ConfigPath) -> None:
     """Run one peer in the foreground, until Ctrl-C or SIGTERM."""
     settings = settings_of(config)
     set_up(settings.log)
-    few_arenas()
+    tune_malloc()
     with one_line():
         uvloop.run(_run(settings))
 
