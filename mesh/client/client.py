@@ -20,6 +20,7 @@ from mesh.blocks import MIB, FileVersion
 from mesh.client.direct import DirectReader
 from mesh.client.file import MeshFile
 from mesh.client.here import BlocksHere
+from mesh.client.names import ListedNames
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import (
     IsADirectory,
@@ -60,6 +61,9 @@ sooner, by its connection."""
 FETCH_TIMEOUT_S = 120.0
 OTHER_PEERS_ASKED = 2
 READ_THREADS = 8
+LISTING_AGE_S = 1.0
+"""So old a listing may be when a peer hands it out."""
+
 PEER_AWAY_S = 0.5
 """For so long the own peer is not asked again after it did not answer."""
 
@@ -109,12 +113,18 @@ class MeshClient:
         self._clock = clock
         self._own_away_until_s = 0.0
         self._suspects: set[str] = set()
+        self._names = ListedNames(self.scan, self.listed, clock=clock)
         self._used: set[bytes] = set()
 
     # Paths
 
     async def stat(self, path: str, *, refresh: bool = False) -> StatReply:
         """Say what *path* is; `NotFound` when it is nothing."""
+        path = path.strip("/")
+        if refresh or self.is_suspect(path):
+            self._names.forget(path)
+        elif (listed := self._names.look(path)) is not None:
+            return listed
         request = StatRequest(path, refresh or path in self._suspects)
         for peer in self._peers():
             try:
@@ -178,11 +188,11 @@ class MeshClient:
 
     def is_suspect(self, path: str) -> bool:
         """Whether the next look-up of a path will ask the under-store."""
-        return path in self._suspects
+        return path.strip("/") in self._suspects
 
     def suspect(self, path: str) -> None:
         """Have the next look-up of a path ask the under-store: its version is gone."""
-        self._suspects.add(path)
+        self._suspects.add(path.strip("/"))
 
     # Blocks, for MeshFile
 
@@ -222,17 +232,15 @@ class MeshClient:
             place = self._table.place(path)
         except NotFound:
             return None, 0.0
+        fresh_s = max(0.0, place.settings.max_age_s - LISTING_AGE_S)
         if attributes.is_directory or not attributes.tag:
-            return None, place.settings.max_age_s
-        return place.version(_stat(attributes)), place.settings.max_age_s
-
-    def note_use(self, version: bytes) -> None:
-        """Note that a version was read here, for the order of eviction."""
-        self._used.add(version)
+            return None, fresh_s
+        return place.version(_stat(attributes)), fresh_s
 
     # Without the own peer
 
     async def aclose(self) -> None:
+        await self._names.aclose()
         await self._own.aclose()
 
     async def _call(self, peer: str, method: Method[Q, A], request: Q) -> A:

@@ -112,7 +112,8 @@ class MeshFile:
     async def _read_span(self, span: Span, target: memoryview) -> None:
         loop = asyncio.get_running_loop()
         threads = self._client.threads
-        if await loop.run_in_executor(threads, self._read_here, span, target):
+        is_here = self._client.here.record(self.file.key(span.block_index)) is not None
+        if is_here and await loop.run_in_executor(threads, self._read_here, span, target):
             self._count(span)
             return
         for _ in range(TRIES):
@@ -132,7 +133,14 @@ class MeshFile:
             if fd is None:
                 continue
             offset_bytes = span.block_index * self.file.block_bytes + span.start_bytes
-            got_bytes = await loop.run_in_executor(threads, os.preadv, fd, [target], offset_bytes)
+            try:
+                # It was written a moment ago.
+                got_bytes = os.preadv(fd, [target], offset_bytes, os.RWF_NOWAIT)
+            except BlockingIOError:
+                got_bytes = 0
+            if got_bytes != len(target):
+                args = (fd, [target], offset_bytes)
+                got_bytes = await loop.run_in_executor(threads, os.preadv, *args)
             if got_bytes == len(target) and loop.time() - asked_s < reply.lease_s:
                 return
         data = await self._client.direct.block(self.file, span.block_index)
