@@ -26,6 +26,8 @@ PIECE_BYTES = MIB
 """What lands, travels and is checked as one: 1 MiB messages cost gRPC the fewest
 CPU-seconds for each GB, and it is the largest request FUSE makes by default."""
 
+BLOCK_BYTES_MAX = 64 * MIB
+
 INLINE_BYTES = 64 * KIB
 """Versions up to this size live in LMDB, so that small files need no inodes."""
 
@@ -77,6 +79,10 @@ class FileVersion:
 
     def key(self, index: int) -> BlockKey:
         return BlockKey(self.id, index)
+
+    def has(self, index: int) -> bool:
+        """Whether there is a block of that index, of a size that anybody may ask for."""
+        return 0 <= index < self.block_count and self.block_bytes <= BLOCK_BYTES_MAX
 
     def length_bytes(self, index: int) -> int:
         """Return the size of block *index*; only the last one can be short."""

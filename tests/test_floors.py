@@ -9,7 +9,7 @@ HOUSE = Path(__file__).parent.parent / "mesh"
 
 # From the ground up; a room may import rooms on lower floors, not its own floor.
 FLOORS = [
-    {"blocks", "errors", "clock", "metrics"},
+    {"blocks", "budget", "clock", "errors", "metrics"},
     {"ring", "store", "understore", "membership", "wire"},
     {"peer", "client"},
     {"fuse", "gateway", "testing"},

@@ -183,7 +183,6 @@ class MeshClient:
 
     def open_version(self, path: str, file: FileVersion) -> MeshFile:
         """Open a version that a look-up has named."""
-        self._used.add(file.id)
         return MeshFile(self, path, file)
 
     def is_suspect(self, path: str) -> bool:
@@ -236,6 +235,10 @@ class MeshClient:
         if attributes.is_directory or not attributes.tag:
             return None, fresh_s
         return place.version(_stat(attributes)), fresh_s
+
+    def note_use(self, version: bytes) -> None:
+        """Note that a version was read here, for the order of eviction."""
+        self._used.add(version)
 
     # Without the own peer
 

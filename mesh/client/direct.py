@@ -13,6 +13,7 @@ import structlog
 from crc32c import crc32c
 
 from mesh.blocks import BlockKey, FileVersion
+from mesh.budget import Budget
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import MeshError, NotFound, PeerUnavailable, Refused, Stale
 from mesh.membership.view import View
@@ -31,7 +32,7 @@ AWAY_S = 2.0
 
 
 class DirectReader:
-    """Blocks in memory, at most *memory_bytes* of them."""
+    """Blocks in memory: half of *memory_bytes* for those kept, half for those on their way."""
 
     def __init__(
         self,
@@ -49,7 +50,8 @@ class DirectReader:
         self._table = table
         self._metrics = metrics
         self._clock = clock
-        self._memory_bytes = memory_bytes
+        self._memory_bytes = memory_bytes // 2
+        self._budget = Budget(memory_bytes // 2, metrics.in_flight_bytes.labels("direct"))
         self._blocks: OrderedDict[BlockKey, bytes] = OrderedDict()
         self._kept_bytes = 0
         self._loads: dict[BlockKey, asyncio.Lock] = {}
@@ -62,7 +64,8 @@ class DirectReader:
         try:
             async with lock:
                 if (data := self._blocks.get(key)) is None:
-                    data = await self._load(file, index)
+                    async with self._budget.lend(file.length_bytes(index)):
+                        data = await self._load(file, index)
                     self._keep(key, data)
                 return data
         finally:

@@ -159,6 +159,7 @@ class MeshFile:
     # Reading ahead
 
     def _note(self, offset_bytes: int, size_bytes: int) -> None:
+        self._client.note_use(self.file.id)
         for index in self._ahead.note(offset_bytes, size_bytes):
             if len(self._ahead_tasks) >= AHEAD_TASKS_MAX:
                 return

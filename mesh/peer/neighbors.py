@@ -53,7 +53,8 @@ class RingNeighbors:
 
     def owners(self, key: BlockKey) -> list[str]:
         """Return who should be asked, nearest first; peers that don't answer are left out."""
-        owners = self.ring.owners(key, copies=len(self.ring.members))
+        copies = OWNERS + 1 + len(self._breaker.broken())
+        owners = self.ring.owners(key, copies=copies)
         return [peer for peer in owners if not self._breaker.is_broken(peer)][: OWNERS + 1]
 
     def is_me(self, peer: str) -> bool:

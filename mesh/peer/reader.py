@@ -35,6 +35,7 @@ from mesh.blocks import (
     piece_order,
     pieces_of,
 )
+from mesh.budget import Budget
 from mesh.errors import (
     BlockCorrupt,
     MeshError,
@@ -45,7 +46,6 @@ from mesh.errors import (
     StoreFull,
 )
 from mesh.metrics import LOCAL, PEER, UNDER_STORE, Metrics
-from mesh.peer.budget import Budget
 from mesh.peer.flight import Flights, Landing
 from mesh.store.store import BlockStore, BlockWriter
 from mesh.understore.table import stat_of
@@ -123,7 +123,9 @@ class BlockReader:
     async def read(self, file: FileVersion, span: Span) -> FetchReply:
         """Bring a span to this host; return from which inode it can be read."""
         started_s = time.monotonic()
-        key = file.key(span.block_index)
+        key = _checked(file, span.block_index)
+        if span.stop_bytes > file.length_bytes(span.block_index):
+            raise NotFound(f"block {key} ends before {span.stop_bytes}")
         self._store.touch(file.id)
         if await self._store.holds(file, span.block_index):
             record = self._store.index.block(key)
@@ -147,6 +149,7 @@ class BlockReader:
 
     async def read_ahead(self, file: FileVersion, index: int) -> None:
         """Begin to bring a block that nobody waits for; do nothing when memory is short."""
+        _checked(file, index)
         if self._read_budget.is_half_spent() or self._fill_budget.is_half_spent():
             return
         if not await self._store.holds(file, index):
@@ -154,6 +157,7 @@ class BlockReader:
 
     async def serve(self, file: FileVersion, index: int, first_piece: int) -> AsyncIterator[Piece]:
         """Yield the pieces of a block for a neighbor, heartbeats while it is filled."""
+        _checked(file, index)
         if await self._store.holds(file, index):
             async for piece in self._stored(file, index, first_piece):
                 yield piece
@@ -165,6 +169,7 @@ class BlockReader:
 
     async def peek(self, file: FileVersion, index: int, first_piece: int) -> AsyncIterator[Piece]:
         """Yield the pieces of a block that is here; `NotFound` if it is not."""
+        _checked(file, index)
         if not await self._store.holds(file, index):
             raise NotFound(f"block {file.key(index)} is not here")
         async for piece in self._stored(file, index, first_piece):
@@ -326,3 +331,10 @@ class BlockReader:
         log.debug(
             "fill", block=str(file.key(index)), size_bytes=length_bytes, took_ms=round(took_ms, 1)
         )
+
+
+def _checked(file: FileVersion, index: int) -> BlockKey:
+    """Return the key of a block that somebody asks for; `NotFound` if there can't be one."""
+    if not file.has(index):
+        raise NotFound(f"{file.path} has no block {index}")
+    return file.key(index)

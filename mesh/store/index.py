@@ -23,6 +23,7 @@ from __future__ import annotations
 import queue
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ MAP_BYTES = 64 * GIB
 OPS_PER_COMMIT = 1000
 QUEUED_OPS_MAX = 100_000
 SYNC_EVERY_S = 1.0
+READER_CHECK_EVERY_S = 60.0
+"""A mount that was killed leaves its slot in the table of readers behind."""
 
 COPY = 1
 """Flag: kept although this node does not own it; evicted before owned blocks."""
@@ -257,7 +260,11 @@ class Writer:
     def _run(self) -> None:
         ending = False
         dirty = False
+        checked_s = time.monotonic()
         while not ending:
+            if time.monotonic() - checked_s > READER_CHECK_EVERY_S:
+                checked_s = time.monotonic()
+                self._env.reader_check()
             batch: list[tuple[Callable[[Any], Any], Future[Any]]] = []
             for item in self._drain():
                 if item is None:

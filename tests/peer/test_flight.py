@@ -9,8 +9,8 @@ from crc32c import crc32c
 from prometheus_client import Gauge
 
 from mesh.blocks import MIB, version_of
+from mesh.budget import Budget
 from mesh.errors import NotFound, Unavailable
-from mesh.peer.budget import Budget
 from mesh.peer.flight import Flights, Landing
 from mesh.wire.messages import Piece
 

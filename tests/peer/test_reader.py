@@ -321,3 +321,19 @@ async def test_what_nobody_waits_for_is_left_when_memory_is_short() -> None:
             await asyncio.sleep(0)
         assert 0 < len(n.reader._reads) <= 5
         origin.gate.set()
+
+
+async def test_blocks_that_cannot_be_are_not_found() -> None:
+    origin = origin_of()
+    async with node(alone(), origin) as n:
+        huge = origin.version("model", block_bytes=1 << 31)
+        for file, index in ((n.file, 1), (n.file, 1 << 31), (huge, 0)):
+            with pytest.raises(NotFound):
+                _ = [p async for p in n.reader.serve(file, index, 0)]
+            with pytest.raises(NotFound):
+                await n.reader.read(file, Span(index, 0, 1))
+        with pytest.raises(NotFound):
+            await n.reader.read(n.file, Span(0, 0, len(DATA) + 1))
+        # A piece that is not there is taken for one that is.
+        pieces = [p async for p in n.reader.serve(n.file, 0, 99) if p.data]
+        assert sorted(p.number for p in pieces) == [0, 1, 2]
