@@ -47,6 +47,35 @@ class BlockKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Attributes:
+    """What an under-store says of one path."""
+
+    is_directory: bool
+    size_bytes: int
+    mtime_ns: int
+
+    tag: str = ""
+    """ETag, or the mtime in ns where there is none; "" for a directory, and in a
+    listing of an under-store that names no tags there. Two contents of one path
+    never have the same size and tag, as far as the under-store tells."""
+
+    mode: int = 0
+    """Permission bits where the under-store has such; 0 where it has none."""
+
+
+DIRECTORY = Attributes(is_directory=True, size_bytes=0, mtime_ns=0, mode=0o555)
+"""One that exists only because a mount lies below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryEntry:
+    """One name in a directory."""
+
+    name: str
+    attributes: Attributes
+
+
+@dataclass(frozen=True, slots=True)
 class FileVersion:
     """One immutable content of one file: all that is needed to read it anywhere."""
 

@@ -13,12 +13,11 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from mesh.cli.ask import host_peer
 from mesh.cli.info import mesh_mountpoints
 from mesh.cli.quantities import MIB, toml_tables
 from mesh.errors import MeshError
+from mesh.testing.servers import free_ports
 from mesh.wire.codec import DESCRIBE, OVERVIEW
 from mesh.wire.messages import Nothing
 
@@ -166,15 +166,6 @@ def local_cluster(
 def socket_of(directory: Path, name: str) -> Path:
     """Return where the peer *name* of a cluster in *directory* has its socket."""
     return directory / name / "peer.sock"
-
-
-def free_ports(count: int) -> list[int]:
-    """Return *count* distinct loopback TCP ports that were free a moment ago."""
-    with ExitStack() as held:  # all held at once, or the kernel may repeat itself
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def tail(log: Path) -> list[str]:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import structlog
 
-from mesh.blocks import MIB, FileVersion
+from mesh.blocks import DIRECTORY, MIB, Attributes, DirectoryEntry, FileVersion
 from mesh.client.direct import DirectReader
 from mesh.client.file import MeshFile
 from mesh.client.here import BlocksHere
@@ -34,13 +34,11 @@ from mesh.membership.view import View
 from mesh.metrics import Metrics, by_label
 from mesh.understore.arrow import open_under_store
 from mesh.understore.table import MountTable, Place
-from mesh.understore.understore import Stat, UnderStore, UnderStoreSettings
+from mesh.understore.understore import UnderStore, UnderStoreSettings
 from mesh.wire.channels import Channels, TlsSettings
 from mesh.wire.codec import FETCH, LIST, REPORT, STAT, Method
 from mesh.wire.local import LocalChannel, mount_socket
 from mesh.wire.messages import (
-    Attributes,
-    DirectoryEntry,
     FetchReply,
     FetchRequest,
     ListRequest,
@@ -234,7 +232,7 @@ class MeshClient:
         fresh_s = max(0.0, place.settings.max_age_s - LISTING_AGE_S)
         if attributes.is_directory or not attributes.tag:
             return None, fresh_s
-        return place.version(_stat(attributes)), fresh_s
+        return place.version(attributes), fresh_s
 
     def note_use(self, version: bytes) -> None:
         """Note that a version was read here, for the order of eviction."""
@@ -269,38 +267,23 @@ class MeshClient:
         self.metrics.failovers.labels("PeerUnavailable").inc()
 
     async def _stat_directly(self, path: str) -> StatReply:
-        directory = Attributes(is_directory=True, size_bytes=0, mtime_ns=0, mode=0o555)
         try:
             place = self._table.place(path)
             return _reply(place, await place.store.stat(place.path))
         except NotFound:
             if self._table.names_below(path):
-                return StatReply(directory, None)
+                return StatReply(DIRECTORY, None)
             raise
 
     async def _scan_directly(self, path: str) -> AsyncIterator[tuple[DirectoryEntry, ...]]:
         place = self._table.place(path)
         async for page in place.store.scan(place.path):
-            yield tuple(DirectoryEntry(entry.name, _attributes(entry.stat)) for entry in page)
+            yield tuple(page)
 
 
-def _attributes(stat: Stat) -> Attributes:
-    return Attributes(stat.is_directory, stat.size_bytes, stat.mtime_ns, stat.tag, stat.mode)
-
-
-def _stat(attributes: Attributes) -> Stat:
-    return Stat(
-        attributes.is_directory,
-        attributes.size_bytes,
-        attributes.mtime_ns,
-        attributes.tag,
-        attributes.mode,
-    )
-
-
-def _reply(place: Place, stat: Stat) -> StatReply:
-    file = None if stat.is_directory else place.version(stat)
-    return StatReply(_attributes(stat), file, fresh_s=place.settings.max_age_s)
+def _reply(place: Place, about: Attributes) -> StatReply:
+    file = None if about.is_directory else place.version(about)
+    return StatReply(about, file, fresh_s=place.settings.max_age_s)
 
 
 @asynccontextmanager

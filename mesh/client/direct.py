@@ -19,7 +19,7 @@ from mesh.errors import MeshError, NotFound, PeerUnavailable, Refused, Stale
 from mesh.membership.view import View
 from mesh.metrics import PEER, UNDER_STORE, Metrics
 from mesh.ring.ring import Ring, RingMember
-from mesh.understore.table import MountTable, stat_of
+from mesh.understore.table import MountTable, attributes_of
 from mesh.wire.channels import Channels
 from mesh.wire.codec import SERVE
 from mesh.wire.messages import BlockRequest
@@ -106,7 +106,7 @@ class DirectReader:
         offset_bytes = index * file.block_bytes
         length_bytes = file.length_bytes(index)
         try:
-            runs = store.read(file.path, stat_of(file), offset_bytes, length_bytes)
+            runs = store.read(file.path, attributes_of(file), offset_bytes, length_bytes)
             return b"".join([run async for run in runs])
         except NotFound as error:
             raise Stale(f"{file.path} was removed from {file.source}") from error

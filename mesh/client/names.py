@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from mesh.blocks import FileVersion
+from mesh.blocks import DIRECTORY, Attributes, DirectoryEntry, FileVersion
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import MeshError
-from mesh.wire.messages import Attributes, DirectoryEntry, StatReply
+from mesh.wire.messages import StatReply
 
 log = structlog.get_logger()
 
@@ -32,9 +32,6 @@ ENTRIES_MAX = 32_768
 
 ENTRIES_A_LISTING_MAX = 16_384
 LISTINGS_AT_ONCE = 4
-
-
-DIRECTORY = Attributes(is_directory=True, size_bytes=0, mtime_ns=0)
 
 
 @dataclass(frozen=True, slots=True)

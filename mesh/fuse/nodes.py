@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from mesh.blocks import FileVersion
-from mesh.wire.messages import Attributes
+from mesh.blocks import Attributes, FileVersion
 
 ROOT = 1
 

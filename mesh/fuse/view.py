@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from itertools import count
 
+from mesh.blocks import DirectoryEntry
 from mesh.client.client import MeshClient
 from mesh.client.file import MeshFile
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import IsADirectory, NotFound, Stale
 from mesh.fuse.nodes import Node, Nodes
-from mesh.wire.messages import DirectoryEntry
 
 NAME_BYTES_MAX = 255
 

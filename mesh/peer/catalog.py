@@ -16,13 +16,13 @@ from pathlib import Path
 
 import structlog
 
+from mesh.blocks import DIRECTORY, Attributes, DirectoryEntry
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import ListingGone, MeshError, NotFound, Unavailable, UnderStoreUnavailable
 from mesh.metrics import Metrics
 from mesh.peer.listings import Listing
 from mesh.understore.table import MountTable, Place
-from mesh.understore.understore import Stat
-from mesh.wire.messages import Attributes, DirectoryEntry, ListReply, StatReply
+from mesh.wire.messages import ListReply, StatReply
 
 log = structlog.get_logger()
 
@@ -33,8 +33,6 @@ LISTING_FRESH_S = 1.0
 """A listing that began so long ago serves further readers from its beginning; older
 ones go on only for readers that hold a page of them. Attributes have `max_age`, but
 a name that was just made should be seen by the next `ls`."""
-
-DIRECTORY = Attributes(is_directory=True, size_bytes=0, mtime_ns=0, mode=0o555)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,11 +202,7 @@ class Catalog:
         mounts = set(below)
         try:
             async for page in place.store.scan(place.path):
-                yield [
-                    DirectoryEntry(entry.name, _attributes(entry.stat))
-                    for entry in page
-                    if entry.name not in mounts
-                ]
+                yield [entry for entry in page if entry.name not in mounts]
         except NotFound:
             if not below:
                 raise
@@ -222,10 +216,6 @@ class Catalog:
         self._listings.clear()
 
 
-def _attributes(stat: Stat) -> Attributes:
-    return Attributes(stat.is_directory, stat.size_bytes, stat.mtime_ns, stat.tag, stat.mode)
-
-
-def _reply(place: Place, stat: Stat) -> StatReply:
-    file = None if stat.is_directory else place.version(stat)
-    return StatReply(_attributes(stat), file, fresh_s=place.settings.max_age_s)
+def _reply(place: Place, about: Attributes) -> StatReply:
+    file = None if about.is_directory else place.version(about)
+    return StatReply(about, file, fresh_s=place.settings.max_age_s)

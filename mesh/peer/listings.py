@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from mesh.blocks import Attributes, DirectoryEntry
 from mesh.errors import ListingGone, MeshError, Unavailable
-from mesh.wire.messages import Attributes, DirectoryEntry
 
 log = structlog.get_logger()
 

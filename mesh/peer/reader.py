@@ -48,7 +48,7 @@ from mesh.errors import (
 from mesh.metrics import LOCAL, PEER, UNDER_STORE, Metrics
 from mesh.peer.flight import Flights, Landing
 from mesh.store.store import BlockStore, BlockWriter
-from mesh.understore.table import stat_of
+from mesh.understore.table import attributes_of
 from mesh.understore.understore import UnderStore
 from mesh.wire.channels import HEARTBEAT_S
 from mesh.wire.messages import FetchReply, Piece
@@ -317,7 +317,7 @@ class BlockReader:
         store = self._under_stores.store_of(file)
         number = 0
         try:
-            async for run in store.read(file.path, stat_of(file), offset_bytes, length_bytes):
+            async for run in store.read(file.path, attributes_of(file), offset_bytes, length_bytes):
                 view = memoryview(run)
                 for start_bytes in range(0, len(view), PIECE_BYTES):
                     data = view[start_bytes : start_bytes + PIECE_BYTES]

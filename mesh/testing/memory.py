@@ -12,7 +12,15 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from crc32c import crc32c
 
-from mesh.blocks import PIECE_BYTES, BlockKey, FileVersion, piece_count, version_of
+from mesh.blocks import (
+    PIECE_BYTES,
+    Attributes,
+    BlockKey,
+    DirectoryEntry,
+    FileVersion,
+    piece_count,
+    version_of,
+)
 from mesh.errors import (
     MeshError,
     NotADirectory,
@@ -21,7 +29,7 @@ from mesh.errors import (
     Stale,
     UnderStoreUnavailable,
 )
-from mesh.understore.understore import PAGE_ENTRIES, Entry, Stat, UnderStore
+from mesh.understore.understore import PAGE_ENTRIES, UnderStore
 from mesh.wire.messages import Piece
 
 SOURCE = "memory://test"
@@ -58,11 +66,11 @@ class MemoryUnderStore:
     async def prepare(self) -> None:
         self._check()
 
-    async def stat(self, path: str) -> Stat:
+    async def stat(self, path: str) -> Attributes:
         self.stats += 1
         self._check()
         if path in self.files:
-            return Stat(
+            return Attributes(
                 is_directory=False,
                 size_bytes=len(self.files[path]),
                 mtime_ns=self.tags[path] * 10**9,
@@ -70,9 +78,9 @@ class MemoryUnderStore:
             )
         if path and not any(name.startswith(f"{path}/") for name in self.files):
             raise NotFound(f"{path}: no such file")
-        return Stat(is_directory=True, size_bytes=0, mtime_ns=0, tag="")
+        return Attributes(is_directory=True, size_bytes=0, mtime_ns=0, tag="")
 
-    async def scan(self, path: str) -> AsyncIterator[list[Entry]]:
+    async def scan(self, path: str) -> AsyncIterator[list[DirectoryEntry]]:
         self.listings += 1
         self._check()
         if path in self.files:
@@ -86,10 +94,10 @@ class MemoryUnderStore:
         for start in range(0, len(names), PAGE_ENTRIES):
             self._check()
             page = names[start : start + PAGE_ENTRIES]
-            yield [Entry(name, await self.stat(prefix + name)) for name in page]
+            yield [DirectoryEntry(name, await self.stat(prefix + name)) for name in page]
 
     async def read(
-        self, path: str, stat: Stat, offset_bytes: int, size_bytes: int
+        self, path: str, stat: Attributes, offset_bytes: int, size_bytes: int
     ) -> AsyncIterator[bytes]:
         self.reads[path, offset_bytes] += 1
         end_bytes = offset_bytes + size_bytes

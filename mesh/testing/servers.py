@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -55,7 +56,7 @@ def find_program(name: str) -> str:
     return found
 
 
-class ServerProcess:
+class ServerProcess(ABC):
     """A child process that is a server, from start to certain death."""
 
     def __init__(self, command: list[str], directory: Path) -> None:
@@ -107,9 +108,9 @@ class ServerProcess:
             self._process.wait()
         self._process = None
 
+    @abstractmethod
     def is_ready(self) -> bool:
         """Say whether the server can serve now; asked again and again at start."""
-        raise NotImplementedError
 
     def _wait_until_ready(self) -> None:
         deadline_s = time.monotonic() + START_DEADLINE_S

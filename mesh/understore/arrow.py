@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from mesh.blocks import MIB
+from mesh.blocks import MIB, Attributes, DirectoryEntry
 from mesh.errors import (
     MeshError,
     NotADirectory,
@@ -32,7 +32,7 @@ from mesh.errors import (
     UnderStoreUnavailable,
 )
 from mesh.metrics import Metrics
-from mesh.understore.understore import PAGE_ENTRIES, Entry, Stat, UnderStoreSettings
+from mesh.understore.understore import PAGE_ENTRIES, UnderStoreSettings
 
 OPEN_FILES_MAX = 256
 LOCAL_REQUEST_BYTES = MIB
@@ -60,21 +60,21 @@ class ArrowStore(ABC):
     async def prepare(self) -> None:
         await self._call("prepare", "", self._filesystem)
 
-    async def stat(self, path: str) -> Stat:
+    async def stat(self, path: str) -> Attributes:
         return await self._call("stat", path, self._stat, path)
 
-    async def scan(self, path: str) -> AsyncIterator[list[Entry]]:
+    async def scan(self, path: str) -> AsyncIterator[list[DirectoryEntry]]:
         pages = await self._call("scan", path, self._pages, path)
         while page := await self._call("scan", path, next, pages, None):
             yield page
 
     async def read(
-        self, path: str, stat: Stat, offset_bytes: int, size_bytes: int
+        self, path: str, about: Attributes, offset_bytes: int, size_bytes: int
     ) -> AsyncIterator[bytes]:
         end_bytes = offset_bytes + size_bytes
         while offset_bytes < end_bytes:
             wanted_bytes = min(self.request_bytes, end_bytes - offset_bytes)
-            yield await self._call("read", path, self._run, path, stat, offset_bytes, wanted_bytes)
+            yield await self._call("read", path, self._run, path, about, offset_bytes, wanted_bytes)
             offset_bytes += wanted_bytes
 
     async def aclose(self) -> None:
@@ -84,15 +84,15 @@ class ArrowStore(ABC):
     def request_bytes(self) -> int:
         return self._settings.request_bytes
 
-    def _run(self, path: str, stat: Stat, offset_bytes: int, size_bytes: int) -> bytes:
+    def _run(self, path: str, about: Attributes, offset_bytes: int, size_bytes: int) -> bytes:
         """Read a range, and look after it whether the file is still what it was."""
         try:
-            data = self._read(path, stat, offset_bytes, size_bytes)
+            data = self._read(path, about, offset_bytes, size_bytes)
         except OSError:
             # pyarrow loses the reason of some failures; a changed file is one of them.
-            self._check_unchanged(path, stat)
+            self._check_unchanged(path, about)
             raise
-        self._check_unchanged(path, stat)
+        self._check_unchanged(path, about)
         return data
 
     # What the kinds do in a thread
@@ -101,16 +101,16 @@ class ArrowStore(ABC):
     def _filesystem(self) -> Any: ...
 
     @abstractmethod
-    def _stat(self, path: str) -> Stat: ...
+    def _stat(self, path: str) -> Attributes: ...
 
     @abstractmethod
-    def _pages(self, path: str) -> Iterator[list[Entry]]: ...
+    def _pages(self, path: str) -> Iterator[list[DirectoryEntry]]: ...
 
     @abstractmethod
-    def _read(self, path: str, stat: Stat, offset_bytes: int, size_bytes: int) -> bytes: ...
+    def _read(self, path: str, about: Attributes, offset_bytes: int, size_bytes: int) -> bytes: ...
 
     @abstractmethod
-    def _check_unchanged(self, path: str, stat: Stat) -> None: ...
+    def _check_unchanged(self, path: str, about: Attributes) -> None: ...
 
     async def _call(self, op: str, path: str, call: Callable[..., T], *args: Any) -> T:
         """Run a blocking call; what it raises comes out as a `MeshError`."""
@@ -165,28 +165,28 @@ class LocalStore(ArrowStore):
             raise NotFound(f"{self._settings.url}: {path}: leads outside of the under-store")
         return real
 
-    def _stat(self, path: str) -> Stat:
+    def _stat(self, path: str) -> Attributes:
         return _local_stat(os.stat(self._path(path)))  # noqa: PTH116
 
-    def _pages(self, path: str) -> Iterator[list[Entry]]:
+    def _pages(self, path: str) -> Iterator[list[DirectoryEntry]]:
         # pyarrow hands out a listing only whole; scandir's is a stream.
         with os.scandir(self._path(path)) as entries:
             found = (self._entry(path, entry) for entry in entries)
             yield from _paged(entry for entry in found if entry is not None)
 
-    def _entry(self, path: str, entry: os.DirEntry[str]) -> Entry | None:
+    def _entry(self, path: str, entry: os.DirEntry[str]) -> DirectoryEntry | None:
         """Describe one entry; None for what cannot be read: a dangling link, a device."""
         try:
             if entry.is_symlink():
-                return Entry(entry.name, self._stat(f"{path}/{entry.name}".lstrip("/")))
+                return DirectoryEntry(entry.name, self._stat(f"{path}/{entry.name}".lstrip("/")))
             found = entry.stat(follow_symlinks=False)
         except (OSError, NotFound):
             return None
         if not (modes.S_ISREG(found.st_mode) or modes.S_ISDIR(found.st_mode)):
             return None
-        return Entry(entry.name, _local_stat(found))
+        return DirectoryEntry(entry.name, _local_stat(found))
 
-    def _read(self, path: str, stat: Stat, offset_bytes: int, size_bytes: int) -> bytes:
+    def _read(self, path: str, about: Attributes, offset_bytes: int, size_bytes: int) -> bytes:
         with self._opened(self._path(path)) as file:
             data: bytes = file.read_at(size_bytes, offset_bytes)
         if len(data) != size_bytes:
@@ -209,12 +209,12 @@ class LocalStore(ArrowStore):
             with self._filesystem().open_input_file(real) as file:
                 yield file
 
-    def _check_unchanged(self, path: str, stat: Stat) -> None:
+    def _check_unchanged(self, path: str, about: Attributes) -> None:
         try:
             now = self._stat(path)
         except (FileNotFoundError, NotFound):
             raise Stale(f"{self._settings.url}: {path} was removed") from None
-        if (now.size_bytes, now.tag) != (stat.size_bytes, stat.tag):
+        if (now.size_bytes, now.tag) != (about.size_bytes, about.tag):
             raise Stale(f"{self._settings.url}: {path} was changed")
 
     def _filesystem(self) -> Any:
@@ -225,9 +225,9 @@ class LocalStore(ArrowStore):
         return self._made
 
 
-def _local_stat(found: os.stat_result) -> Stat:
+def _local_stat(found: os.stat_result) -> Attributes:
     is_directory = modes.S_ISDIR(found.st_mode)
-    return Stat(
+    return Attributes(
         is_directory=is_directory,
         size_bytes=0 if is_directory else found.st_size,
         mtime_ns=found.st_mtime_ns,
@@ -249,7 +249,7 @@ class S3Store(ArrowStore):
     def _key(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root
 
-    def _stat(self, path: str) -> Stat:
+    def _stat(self, path: str) -> Attributes:
         from pyarrow.fs import FileType
 
         key = self._key(path)
@@ -267,52 +267,52 @@ class S3Store(ArrowStore):
             raise NotFound(f"{self._settings.url}: no {path or 'such bucket or prefix'}")
         return _s3_stat(info)
 
-    def _stat_of(self, file: Any) -> Stat:
+    def _stat_of(self, file: Any) -> Attributes:
         about = file.metadata()
         modified = about.get("Last-Modified", b"").decode()
-        return Stat(
+        return Attributes(
             is_directory=False,
             size_bytes=file.size(),
             mtime_ns=_mtime_ns(modified),
             tag=about.get("ETag", modified.encode()).decode().strip('"'),
         )
 
-    def _pages(self, path: str) -> Iterator[list[Entry]]:
+    def _pages(self, path: str) -> Iterator[list[DirectoryEntry]]:
         from pyarrow.fs import FileSelector
 
         key = self._key(path)
         found = self._filesystem().get_file_info(FileSelector(key, recursive=False))
-        yield from _paged(Entry(info.base_name, _s3_stat(info)) for info in found)
+        yield from _paged(DirectoryEntry(info.base_name, _s3_stat(info)) for info in found)
 
-    def _read(self, path: str, stat: Stat, offset_bytes: int, size_bytes: int) -> bytes:
-        file = self._opened(path, stat)
+    def _read(self, path: str, about: Attributes, offset_bytes: int, size_bytes: int) -> bytes:
+        file = self._opened(path, about)
         data: bytes = file.read_at(size_bytes, offset_bytes)
         if len(data) != size_bytes:
-            self._open_files.pop((path, stat.tag), None)
+            self._open_files.pop((path, about.tag), None)
             raise Stale(f"{self._settings.url}: {path} is shorter than it was")
         return data
 
-    def _opened(self, path: str, stat: Stat) -> Any:
-        file = self._open_files.get((path, stat.tag))
+    def _opened(self, path: str, about: Attributes) -> Any:
+        file = self._open_files.get((path, about.tag))
         if file is None:
             file = self._filesystem().open_input_file(self._key(path))
             found = self._stat_of(file)
-            if (found.size_bytes, found.tag) != (stat.size_bytes, stat.tag):
+            if (found.size_bytes, found.tag) != (about.size_bytes, about.tag):
                 raise Stale(f"{self._settings.url}: {path} was changed")
-            self._open_files[(path, stat.tag)] = file
+            self._open_files[(path, about.tag)] = file
             while len(self._open_files) > OPEN_FILES_MAX:
                 self._open_files.popitem(last=False)
         return file
 
-    def _check_unchanged(self, path: str, stat: Stat) -> None:
+    def _check_unchanged(self, path: str, about: Attributes) -> None:
         # pyarrow cannot send If-Match. A HEAD after the GET says the same: the tag
         # was there before (`_opened`) and is there still.
         try:
             found = self._stat_of(self._filesystem().open_input_file(self._key(path)))
         except FileNotFoundError:
             raise Stale(f"{self._settings.url}: {path} was removed") from None
-        if (found.size_bytes, found.tag) != (stat.size_bytes, stat.tag):
-            self._open_files.pop((path, stat.tag), None)
+        if (found.size_bytes, found.tag) != (about.size_bytes, about.tag):
+            self._open_files.pop((path, about.tag), None)
             raise Stale(f"{self._settings.url}: {path} was changed")
 
     def _filesystem(self) -> Any:
@@ -347,12 +347,12 @@ def _s3_filesystem(settings: UnderStoreSettings) -> Any:
     )
 
 
-def _s3_stat(info: Any) -> Stat:
+def _s3_stat(info: Any) -> Attributes:
     from pyarrow.fs import FileType
 
     is_directory = info.type == FileType.Directory
     size_bytes = 0 if is_directory else info.size
-    return Stat(is_directory, size_bytes, info.mtime_ns or 0, tag="")
+    return Attributes(is_directory, size_bytes, info.mtime_ns or 0, tag="")
 
 
 def _mtime_ns(text: str) -> int:
@@ -365,6 +365,6 @@ def _mtime_ns(text: str) -> int:
         return 0
 
 
-def _paged(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+def _paged(entries: Iterator[DirectoryEntry]) -> Iterator[list[DirectoryEntry]]:
     while page := list(islice(entries, PAGE_ENTRIES)):
         yield page

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mesh.blocks import FileVersion, version_of
+from mesh.blocks import Attributes, FileVersion, version_of
 from mesh.errors import NotFound
-from mesh.understore.understore import Stat, UnderStore, UnderStoreSettings
+from mesh.understore.understore import UnderStore, UnderStoreSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +19,13 @@ class Place:
     path: str
     """Below the under-store's root, without a leading slash."""
 
-    def version(self, stat: Stat) -> FileVersion:
-        """Name the content that the file has while the under-store says *stat* of it."""
+    def version(self, about: Attributes) -> FileVersion:
+        """Name the content that the file has while the under-store says *about* of it."""
         return version_of(
             source=self.settings.url,
             path=self.path,
-            size_bytes=stat.size_bytes,
-            tag=stat.tag,
+            size_bytes=about.size_bytes,
+            tag=about.tag,
             block_bytes=self.settings.block_bytes,
         )
 
@@ -65,9 +65,9 @@ class MountTable:
         return sorted(below)
 
 
-def stat_of(file: FileVersion) -> Stat:
+def attributes_of(file: FileVersion) -> Attributes:
     """Return what the under-store said when this version was named, as `read` needs it."""
-    return Stat(is_directory=False, size_bytes=file.size_bytes, mtime_ns=0, tag=file.tag)
+    return Attributes(is_directory=False, size_bytes=file.size_bytes, mtime_ns=0, tag=file.tag)
 
 
 def _parts(path: str) -> tuple[str, ...]:

@@ -13,34 +13,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mesh.blocks import MIB
+from mesh.blocks import MIB, Attributes, DirectoryEntry
 
 PAGE_ENTRIES = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Stat:
-    """What an under-store says of one path."""
-
-    is_directory: bool
-    size_bytes: int
-    mtime_ns: int
-
-    tag: str
-    """ETag, or the mtime in ns where there is none; "" for a directory. Two contents
-    of one path never have the same size and tag, as far as the under-store tells."""
-
-    mode: int = 0
-    """Permission bits where the under-store has such; 0 where it has none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One name in a directory."""
-
-    name: str
-    stat: Stat
-    """A listing may leave `tag` empty: opening the file asks for it."""
 
 
 class UnderStore(Protocol):
@@ -50,11 +25,11 @@ class UnderStore(Protocol):
         """Load what is slow to load, so that no reader waits for it."""
         ...
 
-    async def stat(self, path: str) -> Stat:
+    async def stat(self, path: str) -> Attributes:
         """Say what *path* is now; `NotFound` when it is nothing."""
         ...
 
-    def scan(self, path: str) -> AsyncIterator[list[Entry]]:
+    def scan(self, path: str) -> AsyncIterator[list[DirectoryEntry]]:
         """Yield the entries of a directory in pages of at most PAGE_ENTRIES.
 
         Raises `NotFound` or `NotADirectory`; an error in the middle means that
@@ -63,11 +38,11 @@ class UnderStore(Protocol):
         ...
 
     def read(
-        self, path: str, stat: Stat, offset_bytes: int, size_bytes: int
+        self, path: str, about: Attributes, offset_bytes: int, size_bytes: int
     ) -> AsyncIterator[bytes]:
         """Yield the range in order, in runs of at most `request_bytes`.
 
-        All bytes are those of the content that *stat* names: `Stale` is raised
+        All bytes are those of the content that *about* names: `Stale` is raised
         instead of a run when the file has changed or has gone.
         """
         ...

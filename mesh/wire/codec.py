@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 
 from mesh import errors
-from mesh.blocks import FileVersion, version_of
+from mesh.blocks import Attributes, DirectoryEntry, FileVersion, version_of
 from mesh.errors import MeshError, PeerUnavailable
 from mesh.wire import messages as m
 from mesh.wire.gen import mesh_pb2 as pb
@@ -118,7 +118,7 @@ def _file_of(file: pb.File) -> FileVersion:
     )
 
 
-def _attributes(value: m.Attributes) -> pb.Attributes:
+def _attributes(value: Attributes) -> pb.Attributes:
     return pb.Attributes(
         is_directory=value.is_directory,
         size_bytes=value.size_bytes,
@@ -128,8 +128,8 @@ def _attributes(value: m.Attributes) -> pb.Attributes:
     )
 
 
-def _attributes_of(value: pb.Attributes) -> m.Attributes:
-    return m.Attributes(value.is_directory, value.size_bytes, value.mtime_ns, value.tag, value.mode)
+def _attributes_of(value: pb.Attributes) -> Attributes:
+    return Attributes(value.is_directory, value.size_bytes, value.mtime_ns, value.tag, value.mode)
 
 
 def _encode_block_request(value: m.BlockRequest) -> bytes:
@@ -236,7 +236,7 @@ def _encode_list_reply(value: m.ListReply) -> bytes:
 def _decode_list_reply(data: bytes) -> m.ListReply:
     value = pb.ListReply.FromString(data)
     entries = tuple(
-        m.DirectoryEntry(_text(entry.name), _attributes_of(entry.attributes))
+        DirectoryEntry(_text(entry.name), _attributes_of(entry.attributes))
         for entry in value.entries
     )
     return m.ListReply(value.listing, entries, value.is_last)

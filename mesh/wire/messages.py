@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mesh.blocks import FileVersion
+from mesh.blocks import Attributes, DirectoryEntry, FileVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +38,6 @@ class HeldReply:
 
 
 @dataclass(frozen=True, slots=True)
-class Attributes:
-    """What a path is, without saying which content it has."""
-
-    is_directory: bool
-    size_bytes: int
-    mtime_ns: int
-    tag: str = ""
-    mode: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class StatRequest:
     path: str
     refresh: bool = False
@@ -69,12 +58,6 @@ class ListRequest:
     path: str
     listing: int = 0
     start: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class DirectoryEntry:
-    name: str
-    attributes: Attributes
 
 
 @dataclass(frozen=True, slots=True)

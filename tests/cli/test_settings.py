@@ -137,7 +137,7 @@ def test_variables_of_others_are_left_alone(write: Write, monkeypatch: pytest.Mo
     """Kubernetes sets MESH_PEER_PORT for a service called mesh-peer."""
     monkeypatch.setenv("MESH_PEER_PORT", "tcp://10.0.0.1:7101")
     monkeypatch.setenv("MESH_BENCH__ROUNDS", "3")
-    load_settings(write(GOOD))
+    assert load_settings(write(GOOD)).peer.name
 
 
 SIZE = "is not a size; write a number with a unit, such as 100GiB"

@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from mesh.blocks import MIB, version_of
+from mesh.blocks import MIB, Attributes, version_of
 from mesh.cli import info, stats, status
 from mesh.cli.ask import host_peer
 from mesh.cli.figures import duration_shown, hit_ratio, size_shown, text_shown
@@ -30,15 +30,7 @@ from mesh.cli.stats import rates_between
 from mesh.metrics import LOCAL, PEER, UNDER_STORE
 from mesh.wire.channels import Channels
 from mesh.wire.codec import SERVE, STAT
-from mesh.wire.messages import (
-    Attributes,
-    BlockRequest,
-    Description,
-    Location,
-    Overview,
-    StatReply,
-    StatRequest,
-)
+from mesh.wire.messages import BlockRequest, Description, Location, Overview, StatReply, StatRequest
 
 NAMES = ("one", "two", "three")
 MODEL_BYTES = 10 * MIB

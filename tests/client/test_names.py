@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from mesh.blocks import FileVersion, version_of
+from mesh.blocks import Attributes, DirectoryEntry, FileVersion, version_of
 from mesh.client.names import ENTRIES_A_LISTING_MAX, LOOKUPS_BEFORE, ListedNames
 from mesh.errors import UnderStoreUnavailable
 from mesh.testing.clock import ManualClock
-from mesh.wire.messages import Attributes, DirectoryEntry
 
 MAX_AGE_S = 60.0
 

@@ -119,7 +119,7 @@ async def whole(store: UnderStore, path: str, offset: int = 0, size: int | None 
 async def names(store: UnderStore, path: str) -> dict[str, bool]:
     pages = [page async for page in store.scan(path)]
     assert all(len(page) <= 1000 for page in pages)
-    return {entry.name: entry.stat.is_directory for page in pages for entry in page}
+    return {entry.name: entry.attributes.is_directory for page in pages for entry in page}
 
 
 async def test_stat_says_size_and_kind(subject: Subject) -> None:

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.blocks import FileVersion, version_of
+from mesh.blocks import Attributes, FileVersion, version_of
 from mesh.fuse.nodes import ROOT, Node, Nodes
-from mesh.wire.messages import Attributes
 
 SECOND_NS = 10**9
 DIRECTORY = Attributes(is_directory=True, size_bytes=0, mtime_ns=0)

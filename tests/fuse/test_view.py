@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from mesh import errors
-from mesh.blocks import MIB
+from mesh.blocks import MIB, DirectoryEntry
 from mesh.client.client import MeshClient
 from mesh.errors import IsADirectory, MeshError, NotFound, Stale, UnderStoreUnavailable
 from mesh.fuse.errnos import errno_for
@@ -21,7 +21,7 @@ from mesh.fuse.view import XATTRS, View
 from mesh.testing.clock import ManualClock
 from mesh.testing.cluster import running_cluster
 from mesh.testing.memory import MemoryUnderStore
-from mesh.understore.understore import PAGE_ENTRIES, Entry
+from mesh.understore.understore import PAGE_ENTRIES
 
 DATA = Random(3).randbytes(2 * MIB)
 COUNT = 2500
@@ -244,7 +244,7 @@ class Big(MemoryUnderStore):
         super().__init__({f"big/{name}": b"" for name in NAMES})
         self.pages_left = 1000
 
-    async def scan(self, path: str) -> AsyncIterator[list[Entry]]:
+    async def scan(self, path: str) -> AsyncIterator[list[DirectoryEntry]]:
         async for page in super().scan(path):
             if self.pages_left == 0:
                 raise UnderStoreUnavailable("switched off by the test half-way")
@@ -386,7 +386,7 @@ async def test_a_listing_leaves_an_open_file_alone(tmp_path: Path) -> None:
 class Untagged(MemoryUnderStore):
     """Names no tags in listings, as S3 does through pyarrow."""
 
-    async def scan(self, path: str) -> AsyncIterator[list[Entry]]:
+    async def scan(self, path: str) -> AsyncIterator[list[DirectoryEntry]]:
         async for page in super().scan(path):
             yield [replace(entry, stat=replace(entry.stat, tag="")) for entry in page]
 

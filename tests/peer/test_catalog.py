@@ -11,14 +11,14 @@ from unittest.mock import ANY
 
 import pytest
 
+from mesh.blocks import DirectoryEntry
 from mesh.errors import ListingGone, NotADirectory, NotFound, Refused, UnderStoreUnavailable
 from mesh.metrics import Metrics, by_label
 from mesh.peer.catalog import DIRECTORY, LISTING_FRESH_S, LISTINGS_MAX, NEGATIVE_S, Catalog
 from mesh.testing.clock import ManualClock
 from mesh.testing.memory import SOURCE, MemoryUnderStore
 from mesh.understore.table import MountTable
-from mesh.understore.understore import PAGE_ENTRIES, Entry, UnderStore, UnderStoreSettings
-from mesh.wire.messages import DirectoryEntry
+from mesh.understore.understore import PAGE_ENTRIES, UnderStore, UnderStoreSettings
 
 MODEL = "datasets/model"
 
@@ -311,7 +311,7 @@ class HalfWay(MemoryUnderStore):
 
     breaks = True
 
-    async def scan(self, path: str) -> AsyncIterator[list[Entry]]:
+    async def scan(self, path: str) -> AsyncIterator[list[DirectoryEntry]]:
         async for page in super().scan(path):
             yield page
             if self.breaks:
@@ -370,7 +370,7 @@ async def test_a_bug_in_a_listing_ends_no_peer(tmp_path: Path) -> None:
     """A full disk under the spool is no MeshError either."""
 
     class Broken(MemoryUnderStore):
-        async def scan(self, path: str) -> AsyncIterator[list[Entry]]:
+        async def scan(self, path: str) -> AsyncIterator[list[DirectoryEntry]]:
             yield []
             raise OSError("no space left on device")
 

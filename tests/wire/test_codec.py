@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh import errors
-from mesh.blocks import FileVersion, version_of
+from mesh.blocks import Attributes, DirectoryEntry, FileVersion, version_of
 from mesh.wire import codec
 from mesh.wire import messages as m
 from mesh.wire.gen import mesh_pb2 as pb
@@ -21,7 +21,7 @@ files = st.builds(
     block_bytes=st.sampled_from([65536, 4 << 20, 64 << 20]),
 )
 attributes = st.builds(
-    m.Attributes,
+    Attributes,
     is_directory=st.booleans(),
     size_bytes=st.integers(0, 2**60),
     mtime_ns=st.integers(-(2**40), 2**62),
@@ -54,15 +54,15 @@ def test_block_requests(file: FileVersion, index: int, first: int) -> None:
 
 
 @given(file=files, attributes=attributes, stale=st.booleans())
-def test_stat_replies(file: FileVersion, attributes: m.Attributes, stale: bool) -> None:
+def test_stat_replies(file: FileVersion, attributes: Attributes, stale: bool) -> None:
     for about in (file, None):
         reply = m.StatReply(attributes, about, is_stale=stale, fresh_s=float("inf"))
         assert codec.STAT.decode_reply(codec.STAT.encode_reply(reply)) == reply
 
 
 @given(names=st.lists(paths, max_size=5), attributes=attributes)
-def test_list_replies(names: list[str], attributes: m.Attributes) -> None:
-    entries = tuple(m.DirectoryEntry(name, attributes) for name in names)
+def test_list_replies(names: list[str], attributes: Attributes) -> None:
+    entries = tuple(DirectoryEntry(name, attributes) for name in names)
     reply = m.ListReply(7, entries, is_last=True)
     assert codec.LIST.decode_reply(codec.LIST.encode_reply(reply)) == reply
 
@@ -85,7 +85,7 @@ def test_the_other_messages(file: FileVersion) -> None:
     assert codec.DESCRIBE.decode_reply(codec.DESCRIBE.encode_reply(about)) == about
     overview = m.Overview("c", 2**63 + 1, (about, about))
     assert codec.OVERVIEW.decode_reply(codec.OVERVIEW.encode_reply(overview)) == overview
-    found = m.StatReply(m.Attributes(is_directory=False, size_bytes=3, mtime_ns=4), file)
+    found = m.StatReply(Attributes(is_directory=False, size_bytes=3, mtime_ns=4), file)
     location = m.Location(found, (("a", "b"), ()), {"a": frozenset({0, 9})}, ("b",))
     assert codec.LOCATE.decode_reply(codec.LOCATE.encode_reply(location)) == location
 
