@@ -388,7 +388,7 @@ class Untagged(MemoryUnderStore):
 
     async def scan(self, path: str) -> AsyncIterator[list[DirectoryEntry]]:
         async for page in super().scan(path):
-            yield [replace(entry, stat=replace(entry.stat, tag="")) for entry in page]
+            yield [replace(e, attributes=replace(e.attributes, tag="")) for e in page]
 
 
 async def test_a_file_that_was_only_listed_can_be_opened(tmp_path: Path) -> None:
