@@ -175,6 +175,7 @@ class MeshOperations(pyfuse3.Operations):
                 node = self._view.note_listed(entry, path)
                 name = os.fsencode(entry.name)
                 if not pyfuse3.readdir_reply(token, name, self._entry(node), number + 1):
+                    self._view.forget(node.number, 0)  # the kernel did not take it
                     return
                 node.lookups += 1
 

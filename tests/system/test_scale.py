@@ -134,11 +134,15 @@ def test_a_cache_smaller_than_the_data_evicts_and_reads_on(tmp_path: Path) -> No
     with Hosts(tmp_path, ["one"], directory(data), store=store) as hosts:
         hosts.start()
         view = hosts.mount("one")
+        evicted_bytes = 0
         for turn in range(2):
             for n in range(10):
                 assert (view / f"f{n}").read_bytes() == (data / f"f{n}").read_bytes(), (turn, n)
             about = hosts.peers("one")["one"]
             assert about["used_bytes"] <= 100 * MIB
-            assert about["evicted_bytes"] > turn * 100 * MIB
+            # How much depends on speed: what was read within a lease stays, and while
+            # nothing may go, reads pass the store by.
+            assert about["evicted_bytes"] > evicted_bytes
+            evicted_bytes = about["evicted_bytes"]
         code = "import sys; sys.stdout.write(str(len(open(sys.argv[1], 'rb').read())))"
         assert run_python(code, str(view / "f3")) == str(24 * MIB)
