@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 from mesh.blocks import MIB, Attributes, version_of
 from mesh.cli import info, stats, status
 from mesh.cli.ask import host_peer
+from mesh.cli.commands import app
 from mesh.cli.figures import duration_shown, hit_ratio, size_shown, text_shown
 from mesh.cli.info import Run, path_in_mesh, runs
 from mesh.cli.local_cluster import LocalCluster, local_cluster
-from mesh.cli.commands import app
 from mesh.cli.stats import rates_between
 from mesh.metrics import LOCAL, PEER, UNDER_STORE
 from mesh.wire.channels import Channels
