@@ -17,7 +17,6 @@ from rich.table import Table
 from mesh.blocks import MIB
 from mesh.cli.ask import LOOK_UP_TIMEOUT_S, HostPeer
 from mesh.cli.figures import NOTHING, size_shown
-from mesh.metrics import LOCAL
 from mesh.wire.codec import LOCATE, OVERVIEW
 from mesh.wire.messages import Description, LocateRequest, Nothing
 
@@ -79,9 +78,6 @@ class Read:
     fill_bytes: int
     """From the under-store, by all peers."""
 
-    ready_bytes: int
-    """Here when the reader asked for them, most of them read ahead."""
-
 
 async def before_read(host: HostPeer, model: Model, peer: str) -> Before:
     """Look at all peers, and at which blocks *peer* has already."""
@@ -122,7 +118,6 @@ async def read_model(
             for name, peer in after.items()
             if peer.is_up
         ),
-        ready_bytes=reader.read_bytes.get(LOCAL, 0) - was.read_bytes.get(LOCAL, 0),
     )
 
 
@@ -143,8 +138,7 @@ def result_table(model: Model, first: Read, second: Read, names: Sequence[str]) 
     for name in names:
         row(f"from peer {name}", lambda read, name=name: _from_peer(read, name))  # type: ignore[misc]
     row("from the under-store, by itself", lambda r: size_shown(r.own_fill_bytes), ends=True)
-    row("from the under-store, by all peers", lambda read: size_shown(read.fill_bytes))
-    row("here when asked for (read ahead)", lambda read: size_shown(read.ready_bytes), ends=True)
+    row("from the under-store, by all peers", lambda r: size_shown(r.fill_bytes), ends=True)
     row("seconds", lambda read: f"{read.took_s:.2f} s")
     row("rate", lambda read: f"{size_shown(model.size_bytes / read.took_s)}/s")
     row("longest wait for 1 MiB", lambda read: f"{1000 * read.longest_wait_s:.0f} ms")
