@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
-from mesh.blocks import FileVersion, Span, spans
+from crc32c import crc32c
+
+from mesh.blocks import KIB, FileVersion, Span, piece_range, pieces_of, spans
 from mesh.client.ahead import ReadAhead
 from mesh.client.here import Descriptor
 from mesh.errors import MeshError, Stale, StoreFull, Unavailable
 from mesh.metrics import LOCAL
+from mesh.store.index import BlockRecord
 from mesh.wire.messages import FetchRequest
 
 if TYPE_CHECKING:
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
 
 TRIES = 3
 AHEAD_TASKS_MAX = 16
+CHECKED_MAX = 4096
+SMALL_BYTES = 128 * KIB
+"""A read of less that goes on nowhere is a random one."""
 
 
 class MeshFile:
@@ -39,6 +46,8 @@ class MeshFile:
         self._local_bytes = client.metrics.read_bytes.labels(LOCAL)
         self._local_blocks = client.metrics.read_blocks.labels(LOCAL)
         self._brought: set[int] = set()
+        self._suspects: set[int] = set()
+        self._checked: dict[int, tuple[int, int]] = {}  # by block: stamp, bitmap of pieces
 
     def read_now(self, offset_bytes: int, into: memoryview) -> int | None:
         """Read into a buffer what is here and in memory; None when a read must wait.
@@ -46,11 +55,12 @@ class MeshFile:
         Returns the number of bytes, fewer than the buffer holds only at the end.
         """
         size_bytes = max(0, min(len(into), self.file.size_bytes - offset_bytes))
+        is_small = self._is_small(offset_bytes, size_bytes)
         done_bytes = 0
         for span in spans(offset_bytes, size_bytes, block_bytes=self.file.block_bytes):
             target = into[done_bytes : done_bytes + span.size_bytes]
             try:
-                if not self._read_here(span, target, flags=os.RWF_NOWAIT):
+                if not self._read_here(span, target, is_small=is_small, flags=os.RWF_NOWAIT):
                     return None
             except BlockingIOError:
                 return None
@@ -67,12 +77,13 @@ class MeshFile:
         `UnderStoreUnavailable` when nobody could answer.
         """
         size_bytes = max(0, min(len(into), self.file.size_bytes - offset_bytes))
+        is_small = self._is_small(offset_bytes, size_bytes)
         done_bytes = 0
         self._note(offset_bytes, size_bytes)
         for span in spans(offset_bytes, size_bytes, block_bytes=self.file.block_bytes):
             target = into[done_bytes : done_bytes + span.size_bytes]
             try:
-                await self._read_span(span, target)
+                await self._read_span(span, target, is_small=is_small)
             except Stale:
                 self._client.suspect(self.path)
                 raise
@@ -87,7 +98,7 @@ class MeshFile:
 
     # One span
 
-    def _read_here(self, span: Span, target: memoryview, *, flags: int = 0) -> bool:
+    def _read_here(self, span: Span, target: memoryview, *, is_small: bool, flags: int = 0) -> bool:
         """Read a span from this host's store; False when it is not there, or not any more."""
         here = self._client.here
         key = self.file.key(span.block_index)
@@ -106,27 +117,72 @@ class MeshFile:
         offset_bytes = span.block_index * self.file.block_bytes + span.start_bytes
         if os.preadv(fd, [target], offset_bytes, flags) != len(target):
             return False
+        if not is_small and not self._is_right(span, target, record, flags):
+            return False
         after = here.record(key)
         return after is not None and after.stamp == record.stamp
 
-    async def _read_span(self, span: Span, target: memoryview) -> None:
+    def _is_right(self, span: Span, target: memoryview, record: BlockRecord, flags: int) -> bool:
+        """Check the pieces that a span touches against their CRCs, each once for a handle.
+
+        A piece that was not read whole is read whole for it. False also when it would
+        have to be waited for. Small reads here and there are left alone: each would cost
+        a MiB of the disk; see `docs/semantics.md`.
+        """
+        stamp, checked = self._checked.get(span.block_index, (0, 0))
+        if stamp != record.stamp:
+            checked = 0
+        for piece in pieces_of(span):
+            if checked >> piece & 1:
+                continue
+            start_bytes, size_bytes = piece_range(piece, length_bytes=record.length_bytes)
+            begin = start_bytes - span.start_bytes
+            if begin >= 0 and begin + size_bytes <= span.size_bytes:
+                whole = target[begin : begin + size_bytes]
+            else:
+                whole = memoryview(bytearray(size_bytes))
+                fd = self._descriptor.at(self._client.here.extents, self.file, record.inode)
+                offset_bytes = span.block_index * self.file.block_bytes + start_bytes
+                if fd is None or os.preadv(fd, [whole], offset_bytes, flags) != size_bytes:
+                    return False
+            if crc32c(whole) != record.crcs[piece]:
+                self._suspects.add(span.block_index)
+                return False
+            checked |= 1 << piece
+        if len(self._checked) >= CHECKED_MAX:
+            self._checked.clear()
+        self._checked[span.block_index] = (record.stamp, checked)
+        return True
+
+    def _is_small(self, offset_bytes: int, size_bytes: int) -> bool:
+        return size_bytes < SMALL_BYTES and self._ahead.is_elsewhere(offset_bytes)
+
+    async def _read_span(self, span: Span, target: memoryview, *, is_small: bool) -> None:
         loop = asyncio.get_running_loop()
         threads = self._client.threads
         is_here = self._client.here.record(self.file.key(span.block_index)) is not None
-        if is_here and await loop.run_in_executor(threads, self._read_here, span, target):
+        read_here = partial(self._read_here, span, target, is_small=is_small)
+        if is_here and await loop.run_in_executor(threads, read_here):
             self._count(span)
             return
         for _ in range(TRIES):
             asked_s = loop.time()
-            request = FetchRequest(self.file, span.block_index, span.start_bytes, span.size_bytes)
+            request = FetchRequest(
+                self.file,
+                span.block_index,
+                span.start_bytes,
+                span.size_bytes,
+                is_suspect=span.block_index in self._suspects,
+            )
             try:
                 reply = await self._client.fetch(request)
             except (Unavailable, StoreFull):
                 break
+            self._suspects.discard(span.block_index)
             if reply.origin != LOCAL:
                 self._brought.add(span.block_index)
             if self.file.is_inline:
-                if self._read_here(span, target):
+                if self._read_here(span, target, is_small=True):
                     return
                 continue
             fd = self._descriptor.at(self._client.here.extents, self.file, reply.inode)

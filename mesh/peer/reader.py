@@ -147,6 +147,11 @@ class BlockReader:
         self._metrics.read_seconds.labels(landing.origin).observe(time.monotonic() - started_s)
         return FetchReply(landing.inode, LEASE_S, landing.origin)
 
+    async def recheck(self, file: FileVersion, index: int) -> None:
+        """Look at a block that somebody read wrong bytes from; drop it if it has rotted."""
+        _checked(file, index)
+        await self._store.recheck(file, index)
+
     async def read_ahead(self, file: FileVersion, index: int) -> None:
         """Begin to bring a block that nobody waits for; do nothing when memory is short."""
         _checked(file, index)

@@ -113,6 +113,8 @@ class Servicers:
         if request.is_ahead:
             await self._reader.read_ahead(request.file, request.index)
             return FetchReply(0, 0.0, "")
+        if request.is_suspect:
+            await self._reader.recheck(request.file, request.index)
         span = Span(request.index, request.start_bytes, request.size_bytes)
         return await self._reader.read(request.file, span)
 

@@ -127,8 +127,14 @@ class BlockStore:
         offset_bytes = index * file.block_bytes + start_bytes
         return self.extents.read(file.id, offset_bytes, size_bytes, inode=record.inode)
 
+    async def recheck(self, file: FileVersion, index: int) -> None:
+        """Check all bytes of a block that is here, and drop it if one is wrong."""
+        record = self.index.block(file.key(index))
+        if record is not None:
+            await self._verify(file, index, record)
+
     async def _verify(self, file: FileVersion, index: int, record: BlockRecord) -> bool:
-        """Check a block that was written before an unclean stop; stamp it anew or drop it."""
+        """Check a block that is not believed; stamp it anew or drop it."""
         key = file.key(index)
         good = await self._in_thread(self._is_whole, file, index, record)
         if not good:
@@ -147,9 +153,16 @@ class BlockStore:
             return False
 
     async def _drop_corrupt(self, key: BlockKey) -> None:
+        """Forget a block at once, also while others of its version are being written.
+
+        Its bytes may stay until then: nobody reads them without the record.
+        """
         self._metrics.corrupt_blocks.inc()
         log.warning("block dropped", block=str(key), reason="checksum")
-        await self.drop([key])
+        if key.version in self._writing or key.version in self._dropping:
+            await self._forget(key.version, [key])
+        else:
+            await self.drop([key])
 
     def touch(self, version: bytes) -> None:
         """Note that a version was read, for the order of eviction."""
@@ -302,14 +315,7 @@ class BlockStore:
 
     async def _drop(self, version: bytes, keys: list[BlockKey]) -> int:
         about = self.index.file(version)
-
-        def forget(txn: object) -> tuple[list[int], bool]:
-            sizes = [self.index.delete_block(txn, key) for key in keys]
-            return sizes, self.index.delete_file_if_empty(txn, version)
-
-        sizes, is_empty = await self._write(forget)
-        self.used_bytes -= sum(sizes)
-        self.block_count -= sum(size > 0 for size in sizes)
+        sizes, is_empty = await self._forget(version, keys)
         if is_empty:
             await self._in_thread(self.extents.unlink, version)
         elif about is not None:
@@ -318,6 +324,18 @@ class BlockStore:
                     offset_bytes = key.index * about.block_bytes
                     await self._in_thread(self.extents.punch, version, offset_bytes, size)
         return sum(sizes)
+
+    async def _forget(self, version: bytes, keys: list[BlockKey]) -> tuple[list[int], bool]:
+        """Delete records; return how many bytes each had, and whether none is left."""
+
+        def forget(txn: object) -> tuple[list[int], bool]:
+            sizes = [self.index.delete_block(txn, key) for key in keys]
+            return sizes, self.index.delete_file_if_empty(txn, version)
+
+        sizes, is_empty = await self._write(forget)
+        self.used_bytes -= sum(sizes)
+        self.block_count -= sum(size > 0 for size in sizes)
+        return sizes, is_empty
 
     async def aclose(self) -> None:
         """Write down what is still in memory and end the writer."""

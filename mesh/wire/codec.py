@@ -260,13 +260,19 @@ def _encode_fetch_request(value: m.FetchRequest) -> bytes:
         start_bytes=value.start_bytes,
         size_bytes=value.size_bytes,
         is_ahead=value.is_ahead,
+        is_suspect=value.is_suspect,
     ).SerializeToString()
 
 
 def _decode_fetch_request(data: bytes) -> m.FetchRequest:
     value = pb.FetchRequest.FromString(data)
     return m.FetchRequest(
-        _file_of(value.file), value.index, value.start_bytes, value.size_bytes, value.is_ahead
+        _file_of(value.file),
+        value.index,
+        value.start_bytes,
+        value.size_bytes,
+        value.is_ahead,
+        value.is_suspect,
     )
 
 

@@ -74,6 +74,7 @@ class FetchRequest:
     start_bytes: int
     size_bytes: int
     is_ahead: bool = False
+    is_suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)

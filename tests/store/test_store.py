@@ -294,3 +294,22 @@ async def test_eviction_runs_by_itself_while_blocks_come(tmp_path: Path, noise: 
             for _, record in store.index.blocks(version_id)
         )
         assert total(store._metrics.evicted_blocks) == 20 - store.block_count
+
+
+async def test_a_rotten_block_is_forgotten_while_another_of_its_version_is_written(
+    tmp_path: Path, noise: Random
+) -> None:
+    """A drop would wait for the writer; a reader must not be given the bytes meanwhile."""
+    file = version("f", 4 * MIB)
+    async with opened(tmp_path) as store:
+        await put(store, file, 0, noise.randbytes(2 * MIB))
+        with store.extents.path(file.id).open("r+b") as extent:
+            extent.write(b"rot")
+        async with store.writing(file, 1):
+            await store.recheck(file, 0)
+            assert not await store.holds(file, 0)
+            assert store.used_bytes == 0
+        await put(store, file, 0, noise.randbytes(2 * MIB))
+        assert await store.holds(file, 0)
+        await store.recheck(file, 0)
+        assert await store.holds(file, 0)

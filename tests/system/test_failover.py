@@ -197,3 +197,20 @@ def test_a_change_behind_the_mesh(tmp_path: Path) -> None:
         (data / "f").write_bytes(b"again!")
         until(lambda: (view / "f").exists(), "the file is seen again", within_s=5)
         assert (view / "f").read_bytes() == b"again!"
+
+
+@pytest.mark.slow
+def test_a_flipped_byte_on_the_own_disk_is_read_right(hosts: Hosts, data: Path) -> None:
+    """The mount reads extent files itself, and checks what it reads piece by piece."""
+    digest(hosts.mount("one") / "model")
+    for extent in (hosts.store("one") / "data").glob("??/??/*"):
+        with extent.open("r+b") as file:
+            for block in range(48):
+                file.seek(block * MIB + 77_777)
+                byte = file.read(1)
+                file.seek(block * MIB + 77_777)
+                file.write(bytes([byte[0] ^ 4]))
+    fresh = hosts.mount("one")
+    assert digest(fresh / "model") == digest(data / "model")
+    assert hosts.peers("one")["one"]["corrupt_blocks"] > 0
+    assert digest(hosts.mount("one") / "model") == digest(data / "model")

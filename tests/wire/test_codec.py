@@ -75,7 +75,7 @@ def test_held_blocks_are_a_bitmap(indexes: frozenset[int]) -> None:
 
 @given(file=files)
 def test_the_other_messages(file: FileVersion) -> None:
-    fetch = m.FetchRequest(file, 3, 10, 20, is_ahead=True)
+    fetch = m.FetchRequest(file, 3, 10, 20, is_ahead=True, is_suspect=True)
     assert codec.FETCH.decode_request(codec.FETCH.encode_request(fetch)) == fetch
     fetched = m.FetchReply(12, 5.0, "peer")
     assert codec.FETCH.decode_reply(codec.FETCH.encode_reply(fetched)) == fetched

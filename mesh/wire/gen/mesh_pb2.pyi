@@ -322,11 +322,14 @@ class FetchRequest(_message.Message):
     START_BYTES_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     IS_AHEAD_FIELD_NUMBER: _builtins.int
+    IS_SUSPECT_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     start_bytes: _builtins.int
     size_bytes: _builtins.int
     is_ahead: _builtins.bool
     """Nobody waits for it: begin, and answer at once."""
+    is_suspect: _builtins.bool
+    """What is here did not match its checksum: look at it again first."""
     @_builtins.property
     def file(self) -> Global___File: ...
     def __init__(
@@ -337,10 +340,11 @@ class FetchRequest(_message.Message):
         start_bytes: _builtins.int = ...,
         size_bytes: _builtins.int = ...,
         is_ahead: _builtins.bool = ...,
+        is_suspect: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "index", b"index", "is_ahead", b"is_ahead", "size_bytes", b"size_bytes", "start_bytes", b"start_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "index", b"index", "is_ahead", b"is_ahead", "is_suspect", b"is_suspect", "size_bytes", b"size_bytes", "start_bytes", b"start_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
