@@ -247,7 +247,10 @@ class Writer:
         self._thread.start()
 
     def submit(self, op: Callable[[Any], T]) -> Future[T]:
-        """Run *op* on a write transaction; the future is done after the commit."""
+        """Run *op* on a write transaction; the future is done after the commit.
+
+        Cancelled before its turn it is not run; later it can't be cancelled.
+        """
         done: Future[T] = Future()
         self._ops.put_nowait((op, done))
         return done
@@ -288,6 +291,9 @@ class Writer:
             return
 
     def _commit(self, batch: list[tuple[Callable[[Any], Any], Future[Any]]]) -> None:
+        # Who was cancelled before this is left out; who is from now on can't stop it, and
+        # giving a result to a cancelled future would end this thread.
+        batch = [(op, done) for op, done in batch if done.set_running_or_notify_cancel()]
         results: list[Any] = []
         try:
             with self._env.begin(write=True) as txn:

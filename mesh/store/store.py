@@ -16,14 +16,14 @@ import asyncio
 import shutil
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import lmdb
@@ -90,6 +90,7 @@ class BlockStore:
         self._used: dict[bytes, int] = {}  # versions read since this was last written down
         self._crowded = asyncio.Event()
         self._evicting = asyncio.Lock()
+        self._unended: set[asyncio.Task[Any]] = set()
         metrics.store_capacity_bytes.set(settings.capacity_bytes)
         metrics.store_used_bytes.set(self.used_bytes)
 
@@ -103,7 +104,7 @@ class BlockStore:
         record = self.index.block(key)
         if record is None:
             return False
-        return await self._verify(file, index, record)
+        return await self._unhindered(self._verify(file, index, record))
 
     async def read(self, file: FileVersion, index: int, piece: int) -> tuple[bytes, int]:
         """Return the bytes of a piece and their CRC-32C, checked.
@@ -116,7 +117,7 @@ class BlockStore:
             raise NotFound(f"block {file.key(index)} is not here")
         data = await self._in_thread(self._read_piece, file, index, piece, record)
         if crc32c(data) != record.crcs[piece]:
-            await self._drop_corrupt(file.key(index))
+            await self._unhindered(self._drop_corrupt(file.key(index)))
             raise BlockCorrupt(f"piece {piece} of block {file.key(index)}")
         return data, record.crcs[piece]
 
@@ -131,7 +132,7 @@ class BlockStore:
         """Check all bytes of a block that is here, and drop it if one is wrong."""
         record = self.index.block(file.key(index))
         if record is not None:
-            await self._verify(file, index, record)
+            await self._unhindered(self._verify(file, index, record))
 
     async def _verify(self, file: FileVersion, index: int, record: BlockRecord) -> bool:
         """Check a block that is not believed; stamp it anew or drop it."""
@@ -339,9 +340,19 @@ class BlockStore:
 
     async def aclose(self) -> None:
         """Write down what is still in memory and end the writer."""
+        if self._unended:
+            await asyncio.wait(self._unended)
         self.write_down_use()
         await asyncio.get_running_loop().run_in_executor(None, self._writer.close)
         self.index.env.close()
+
+    async def _unhindered(self, work: Coroutine[object, object, T]) -> T:
+        """Let work end although its caller is cancelled, as a neighbor's call may be: half
+        of it would leave the count of bytes wrong, or a hole nobody knows of."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._unended.add(task)
+        task.add_done_callback(self._unended.discard)
+        return await asyncio.shield(task)
 
     async def _write(self, op: Callable[[object], T]) -> T:
         return await asyncio.wrap_future(self._writer.submit(op))

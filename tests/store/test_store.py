@@ -313,3 +313,25 @@ async def test_a_rotten_block_is_forgotten_while_another_of_its_version_is_writt
         assert await store.holds(file, 0)
         await store.recheck(file, 0)
         assert await store.holds(file, 0)
+
+
+async def test_a_cancelled_caller_does_not_end_the_writer(tmp_path: Path, noise: Random) -> None:
+    """A neighbor that hangs up while its block is being checked."""
+    file = version("f", 2 * MIB)
+    with pytest.raises(Crash):
+        async with opened(tmp_path) as store:
+            await put(store, file, 0, noise.randbytes(2 * MIB))
+            raise Crash
+    async with opened(tmp_path) as store:
+        for _ in range(50):
+            asked = asyncio.create_task(store._write(lambda txn: None))
+            await asyncio.sleep(0)
+            asked.cancel()
+        checking = asyncio.create_task(store.holds(file, 0))
+        await asyncio.sleep(0)
+        checking.cancel()
+        assert await store.holds(file, 0)
+        await put(store, version("g", 10), 0, b"0123456789")
+        assert store.used_bytes == store.index.usage()[1] == 2 * MIB + 10
+        assert await store.drop([file.key(0)]) == 2 * MIB
+    assert asked.cancelled()
