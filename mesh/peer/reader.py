@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Protocol
 
@@ -160,7 +160,9 @@ class BlockReader:
         if not await self._store.holds(file, index):
             self._reads.board(file, index, self._find)
 
-    async def serve(self, file: FileVersion, index: int, first_piece: int) -> AsyncIterator[Piece]:
+    async def serve(
+        self, file: FileVersion, index: int, first_piece: int
+    ) -> AsyncGenerator[Piece, None]:
         """Yield the pieces of a block for a neighbor, heartbeats while it is filled."""
         _checked(file, index)
         if await self._store.holds(file, index):
@@ -172,7 +174,9 @@ class BlockReader:
             yield self._sent(piece)
         self._metrics.served_blocks.inc()
 
-    async def peek(self, file: FileVersion, index: int, first_piece: int) -> AsyncIterator[Piece]:
+    async def peek(
+        self, file: FileVersion, index: int, first_piece: int
+    ) -> AsyncGenerator[Piece, None]:
         """Yield the pieces of a block that is here; `NotFound` if it is not."""
         _checked(file, index)
         if not await self._store.holds(file, index):

@@ -8,7 +8,8 @@ Unix socket for its mounts, which alone may ask it to bring blocks here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
@@ -76,17 +77,19 @@ class Servicers:
         self._reporter = reporter
         self._sends = asyncio.Semaphore(SENDS_MAX)
 
-    async def serve(self, request: BlockRequest) -> AsyncIterator[Piece]:
-        async for piece in self._send(self._reader.serve, request):
-            yield piece
+    async def serve(self, request: BlockRequest) -> AsyncGenerator[Piece, None]:
+        async with aclosing(self._send(self._reader.serve, request)) as pieces:
+            async for piece in pieces:
+                yield piece
 
-    async def peek(self, request: BlockRequest) -> AsyncIterator[Piece]:
-        async for piece in self._send(self._reader.peek, request):
-            yield piece
+    async def peek(self, request: BlockRequest) -> AsyncGenerator[Piece, None]:
+        async with aclosing(self._send(self._reader.peek, request)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def _send(
-        self, verb: Callable[..., AsyncIterator[Piece]], request: BlockRequest
-    ) -> AsyncIterator[Piece]:
+        self, verb: Callable[..., AsyncGenerator[Piece, None]], request: BlockRequest
+    ) -> AsyncGenerator[Piece, None]:
         waited = False
         while not waited:
             try:
@@ -95,8 +98,10 @@ class Servicers:
             except TimeoutError:
                 yield HEARTBEAT
         try:
-            async for piece in verb(request.file, request.index, request.first_piece):
-                yield piece
+            sent = verb(request.file, request.index, request.first_piece)
+            async with aclosing(sent) as pieces:
+                async for piece in pieces:
+                    yield piece
         finally:
             self._sends.release()
 
@@ -223,12 +228,14 @@ def _unary(method: Method[Q, A], call: Callable[[Q], Awaitable[A]]) -> tuple[Met
 
 
 def _stream(
-    method: Method[Q, A], call: Callable[[Q], AsyncIterator[A]]
+    method: Method[Q, A], call: Callable[[Q], AsyncGenerator[A, None]]
 ) -> tuple[Method[Q, A], Any]:
     async def answer(request: Q, context: Any) -> None:
         try:
-            async for reply in call(request):
-                await context.write(reply)
+            # Closed here and now when the caller hangs up: it holds a place among the sends.
+            async with aclosing(call(request)) as replies:
+                async for reply in replies:
+                    await context.write(reply)
         except Exception as error:
             await context.abort(*_status(method, error))
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
+import grpc
 import pytest
 
 from mesh.blocks import MIB, FileVersion
@@ -19,14 +20,15 @@ from mesh.errors import NotFound, PeerUnavailable, Stale, UnderStoreUnavailable,
 from mesh.membership.view import Member, view_of
 from mesh.metrics import PEER, UNDER_STORE, by_label, total
 from mesh.peer.peer import Peer, PeerSettings, running_peer
+from mesh.peer.server import SENDS_MAX
 from mesh.store.store import StoreSettings
 from mesh.testing.cluster import Cluster, running_cluster
 from mesh.testing.memory import SOURCE, MemoryUnderStore
 from mesh.testing.servers import free_port
 from mesh.understore.understore import UnderStoreSettings
 from mesh.wire.channels import Channels
-from mesh.wire.codec import DESCRIBE, HELD, LOCATE, OVERVIEW
-from mesh.wire.messages import HeldRequest, LocateRequest, Nothing
+from mesh.wire.codec import DESCRIBE, HELD, LOCATE, OVERVIEW, SERVE
+from mesh.wire.messages import BlockRequest, HeldRequest, LocateRequest, Nothing
 
 NAMES = ("a", "b", "c")
 PATH = "models/weights.bin"
@@ -488,3 +490,25 @@ async def test_an_under_store_that_is_away_stops_only_those_who_check(tmp_path: 
     with pytest.raises(Unusable, match="can't be used"):
         await start_and_stop(settings)
     await start_and_stop(replace(settings, check_under_stores=False))
+
+
+async def test_readers_that_hang_up_leave_no_place_taken(tmp_path: Path) -> None:
+    """More of them than may be sent to at once; the next reader still gets its block."""
+    under_store = origin()
+    async with running_cluster(tmp_path, ["a"], under_store) as cluster:
+        address = cluster.view.member("a").address
+        file = under_store.version(next(iter(under_store.files)), block_bytes=MIB)
+        under_store.gate.clear()
+        async with grpc.aio.insecure_channel(address) as channel:
+            serve = channel.unary_stream(SERVE.path, request_serializer=SERVE.encode_request)
+            calls = [serve(BlockRequest(file, 0)) for _ in range(SENDS_MAX + 8)]
+            for call in calls[:SENDS_MAX]:
+                await call.read()  # a heartbeat: it has its place
+            for call in calls:
+                call.cancel()
+        under_store.gate.set()
+        channels = Channels()
+        async with asyncio.timeout(10):
+            pieces = [p async for p in channels.pieces(address, SERVE, BlockRequest(file, 0))]
+        await channels.aclose()
+        assert sum(len(piece.data) for piece in pieces) == MIB
