@@ -127,11 +127,11 @@ class BlockReader:
         if span.stop_bytes > file.length_bytes(span.block_index):
             raise NotFound(f"block {key} ends before {span.stop_bytes}")
         self._store.touch(file.id)
-        if await self._store.holds(file, span.block_index):
+        while await self._store.holds(file, span.block_index):
             record = self._store.index.block(key)
-            if record is not None:
-                self._store.lease(key, for_s=LEASE_S)
+            if record is not None and self._store.lease(key, for_s=LEASE_S):
                 return FetchReply(record.inode, LEASE_S, LOCAL)
+            await self._store.settled(file.id)
         first_piece = span.start_bytes // PIECE_BYTES
         landing = self._reads.board(file, span.block_index, self._find, first_piece=first_piece)
         try:
@@ -143,7 +143,10 @@ class BlockReader:
             raise
         if not landing.inode and not file.is_inline:
             raise StoreFull(f"block {key} can't be kept here")
-        self._store.lease(key, for_s=LEASE_S)
+        if not self._store.lease(key, for_s=LEASE_S):
+            # It landed and is being evicted already: from the beginning.
+            await self._store.settled(file.id)
+            return await self.read(file, span)
         self._metrics.read_seconds.labels(landing.origin).observe(time.monotonic() - started_s)
         return FetchReply(landing.inode, LEASE_S, landing.origin)
 

@@ -435,7 +435,11 @@ async def test_an_address_in_use_is_unusable(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
 async def test_an_ipv6_address_is_as_good(tmp_path: Path) -> None:
-    await start_and_stop(replace(settings_of(tmp_path), listen=f"[::1]:{free_port()}"))
+    address = f"[::1]:{free_port()}"
+    async with running_peer(replace(settings_of(tmp_path), listen=address)):
+        channels = Channels()
+        assert (await channels.call(address, DESCRIBE, Nothing())).is_up
+        await channels.aclose()
 
 
 async def test_two_peers_cannot_have_one_data_directory(tmp_path: Path) -> None:

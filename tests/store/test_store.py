@@ -335,3 +335,32 @@ async def test_a_cancelled_caller_does_not_end_the_writer(tmp_path: Path, noise:
         assert store.used_bytes == store.index.usage()[1] == 2 * MIB + 10
         assert await store.drop([file.key(0)]) == 2 * MIB
     assert asked.cancelled()
+
+
+async def test_a_victim_that_was_leased_meanwhile_stays(tmp_path: Path, noise: Random) -> None:
+    """A mount was told that it is here, between the choice of victims and their end."""
+    file = version("f", 4 * MIB)
+    data = noise.randbytes(2 * MIB)
+    async with opened(tmp_path) as store:
+        for index in range(2):
+            await put(store, file, index, data)
+        assert store.lease(file.key(0), for_s=10)
+        assert await store.drop([file.key(0), file.key(1)]) == 2 * MIB
+        assert await store.holds(file, 0)
+        assert await got(store, file, 0) == data
+        assert not await store.holds(file, 1)
+
+
+async def test_what_is_being_dropped_cannot_be_leased(tmp_path: Path, noise: Random) -> None:
+    """Its record may still be there when its bytes are as good as gone."""
+    file = version("f", 4 * MIB)
+    async with opened(tmp_path) as store:
+        for index in range(2):
+            await put(store, file, index, noise.randbytes(2 * MIB))
+        dropping = asyncio.create_task(store.drop([file.key(0)]))
+        await asyncio.sleep(0)
+        assert not store.lease(file.key(0), for_s=10)
+        await store.settled(file.id)
+        assert not await store.holds(file, 0)
+        assert store.lease(file.key(1), for_s=10)
+        assert await dropping == 2 * MIB
