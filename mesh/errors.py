@@ -4,7 +4,6 @@
   - NotFound               the path or block does not exist where it was looked for
   - Refused                the under-store says that we may not
   - NotADirectory, IsADirectory
-  - ReadOnly               this view takes no writes
   - Stale                  the file changed in the under-store: open it again
   - ListingGone            a page was asked of a listing that is no longer kept
   - BlockCorrupt           bytes do not match their checksum; the copy was dropped
@@ -40,10 +39,6 @@ class NotADirectory(MeshError):
 
 class IsADirectory(MeshError):
     """Bytes were asked of a directory."""
-
-
-class ReadOnly(MeshError):
-    """This view takes no writes."""
 
 
 class Stale(MeshError):

@@ -9,7 +9,6 @@ from mesh.errors import (
     MeshError,
     NotADirectory,
     NotFound,
-    ReadOnly,
     Refused,
     Stale,
 )
@@ -19,7 +18,6 @@ _ERRNOS: list[tuple[type[MeshError], int]] = [
     (Refused, errno.EACCES),
     (NotADirectory, errno.ENOTDIR),
     (IsADirectory, errno.EISDIR),
-    (ReadOnly, errno.EROFS),
     (Stale, errno.ESTALE),
 ]
 """Everything else is EIO; not EAGAIN, which readers of regular files do not expect."""

@@ -435,7 +435,6 @@ MEANINGS = {
     errors.Refused: errno.EACCES,
     errors.NotADirectory: errno.ENOTDIR,
     errors.IsADirectory: errno.EISDIR,
-    errors.ReadOnly: errno.EROFS,
     errors.Stale: errno.ESTALE,
     errors.ListingGone: errno.EIO,
     errors.BlockCorrupt: errno.EIO,
