@@ -1,18 +1,36 @@
 """Who is in the mesh, as an immutable snapshot.
 
-Membership is a static list here: the members are those of the config, always.
-Whether one of them answers is for those who ask it to find out (`peer.neighbors`).
+    joining → active ⇄ suspect → dead          what the others see of a peer
+                 └→ draining → left            what it says itself before it stops
+
+A peer is known by its `id`, a UUID kept with its blocks, so a new address or port
+moves nothing. A peer that is dead or has left keeps its place in the ring for the
+grace: it is not asked, and nothing moves. Only then does it lose its place.
+
+`Roster` makes these snapshots; nobody else does, and nobody changes one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from hashlib import blake2b
 from uuid import UUID, uuid5
 
 MESH = UUID("5b6ad9c2-3d0c-5f0e-9d2f-0c5b7a1e6d11")
-"""Namespace of the ids of peers that a config names."""
+"""Namespace of the ids of peers that a static list names."""
+
+
+class State(StrEnum):
+    """What a peer is for the others."""
+
+    JOINING = "joining"  # here, not yet ready: has no place in the ring
+    ACTIVE = "active"
+    SUSPECT = "suspect"  # silent for a moment: asked last
+    DRAINING = "draining"  # stops soon: ends what it does, is asked nothing new
+    DEAD = "dead"
+    LEFT = "left"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +38,48 @@ class Member:
     """One peer, as everybody knows it."""
 
     name: str
+    """Unique in the mesh; for people, logs and metrics."""
+
     address: str
     """host:port of its gRPC server."""
 
     zone: str = ""
     weight: float = 1.0
+    """Relative capacity, 0.25 to 4."""
+
+    id: str = ""
+    """A UUID; its place in the ring hangs on this alone."""
+
+    state: State = State.ACTIVE
+    run: int = 0
+    """How often it was started on its data; a later run replaces an earlier one."""
+
+    portion: float = 1.0
+    """The part of its weight that it takes while it warms up."""
+
+    gossip: str = ""
+    """host:port where membership reaches it; "" where there is no gossip."""
+
+    is_placed: bool = True
+    """Whether the ring counts on it: not yet when joining, no more after the grace."""
 
     def __post_init__(self) -> None:
+        if not self.id:  # a list that names peers needs no other identity
+            object.__setattr__(self, "id", self.name)
         if not 0.25 <= self.weight <= 4:
             raise ValueError(f"weight of peer {self.name} is {self.weight}, need 0.25 to 4")
+        if not 0 < self.portion <= 1:
+            raise ValueError(f"portion of peer {self.name} is {self.portion}, need 0 to 1")
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether it may be asked for blocks."""
+        return self.state in (State.ACTIVE, State.SUSPECT)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs, as far as one knows."""
+        return self.state not in (State.DEAD, State.LEFT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +97,20 @@ class View:
                 return member
         raise KeyError(name)
 
+    def find(self, name: str) -> Member | None:
+        """Return the member of that name, or None."""
+        return next((member for member in self.members if member.name == name), None)
+
+    @property
+    def placed(self) -> tuple[Member, ...]:
+        """The members that the ring counts on."""
+        return tuple(member for member in self.members if member.is_placed)
+
+    @property
+    def here(self) -> tuple[Member, ...]:
+        """The members that run, as far as one knows."""
+        return tuple(member for member in self.members if member.is_here)
+
 
 def view_of(members: Iterable[Member]) -> View:
     """Make the snapshot of *members*; their order does not matter."""
@@ -55,5 +120,5 @@ def view_of(members: Iterable[Member]) -> View:
 
 
 def peer_id(cluster: str, name: str) -> UUID:
-    """Return the identity of the peer that a static config calls *name*."""
+    """Return the identity of the peer that a static list calls *name*."""
     return uuid5(MESH, f"{cluster}/{name}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -26,6 +26,9 @@ POINTS_PER_PEER = 256
 """Equal peers then differ by about 6 % in load (1 / sqrt(256)); 128 of them by 17 %
 at the most. More points do not help a hot file: its blocks are too few."""
 
+PLACES = 2**64
+"""Of the continuum."""
+
 
 @dataclass(frozen=True, slots=True)
 class RingMember:
@@ -36,7 +39,10 @@ class RingMember:
     """Peers of one zone fail together; copies go to distinct zones while they last."""
 
     weight: float = 1.0
-    """Relative capacity; 0.25 to 4."""
+    """Relative capacity; over 0, up to 4."""
+
+    identity: str = ""
+    """What its points are hashed from; its name where it has no other identity."""
 
 
 def place_of(key: str | bytes) -> int:
@@ -59,9 +65,11 @@ class Ring:
             str(number): {"vnodes": max(1, round(points_per_peer * member.weight))}
             for number, member in enumerate(self.members)
         }
-        # Points are hashed from the peer's name, not from its number in this ring.
-        names = {str(number): member.peer for number, member in enumerate(self.members)}
-        continuum = HashRing(nodes=nodes, hash_fn=lambda point: place_of(_named(point, names)))
+        # Points are hashed from the peer's identity, not from its number in this ring.
+        identities = {str(n): m.identity or m.peer for n, m in enumerate(self.members)}
+        continuum = HashRing(
+            nodes=nodes, hash_fn=lambda point: place_of(_identified(point, identities))
+        )
         points = continuum.get_points() if self.members else []
         self._places = array("Q", (place for place, _ in points))
         self._numbers = array("H", (int(number) for _, number in points))
@@ -99,22 +107,29 @@ class Ring:
                 passed.append(number)
         return [self.members[number].peer for number in (taken + passed)[:wanted]]
 
+    def arcs(self) -> Iterator[tuple[int, str]]:
+        """Yield each arc by the place where it ends, and its primary; the last place of
+        the continuum ends the arc that wraps round to the first point."""
+        for place, number in zip(self._places, self._numbers, strict=True):
+            yield place, self.members[number].peer
+        if self._places:
+            yield PLACES, self.members[self._numbers[0]].peer
+
     def shares(self) -> dict[str, float]:
         """Return the part of the continuum that each peer is primary of; they add up to 1."""
-        arcs = dict.fromkeys(range(len(self.members)), 0)
-        # The arc that ends in a point belongs to it; the first also gets the wrap-around.
-        previous = self._places[-1] - 2**64 if self._places else 0
-        for place, number in zip(self._places, self._numbers, strict=True):
-            arcs[number] += place - previous
-            previous = place
-        return {self.members[number].peer: arc / 2**64 for number, arc in arcs.items()}
+        shares = dict.fromkeys((member.peer for member in self.members), 0)
+        previous = 0
+        for end, peer in self.arcs():
+            shares[peer] += end - previous
+            previous = end
+        return {peer: places / PLACES for peer, places in shares.items()}
 
 
 def _key_bytes(key: BlockKey) -> bytes:
     return key.version + key.index.to_bytes(8, "big")
 
 
-def _named(point: str, names: dict[str, str]) -> str:
-    """Turn uhashring's "number-k" into "name-k"."""
+def _identified(point: str, identities: dict[str, str]) -> str:
+    """Turn uhashring's "number-k" into "identity-k"."""
     number, _, copy = point.partition("-")
-    return f"{names[number]}-{copy}"
+    return f"{identities[number]}-{copy}"
