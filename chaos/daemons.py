@@ -36,9 +36,7 @@ def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
 class Daemon:
     """A program on a host, which may be started again after its end."""
 
-    def __init__(
-        self, name: str, host: Host | None, command: Sequence[str], *, log: Path
-    ) -> None:
+    def __init__(self, name: str, host: Host | None, command: Sequence[str], *, log: Path) -> None:
         """Say what to run; nothing runs until `start`. Without a host: on this machine."""
         self.name = name
         self.log = log

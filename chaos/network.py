@@ -94,7 +94,9 @@ def _set_namespace(fd: int) -> None:
 class Rules:
     """An nftables table of one host: drops packets, and counts them."""
 
-    def __init__(self, host: Host, *, incoming: Iterable[str], outgoing: Iterable[str] = ()) -> None:
+    def __init__(
+        self, host: Host, *, incoming: Iterable[str], outgoing: Iterable[str] = ()
+    ) -> None:
         """Apply rules such as `ip saddr 10.77.0.2`; what matches is dropped."""
         self._host = host
         self._name = f"chaos{next(_tables)}"

@@ -88,7 +88,7 @@ class Origin:
         self.counts = Counts()
         self._upstream = upstream
         self._log = log
-        self._dice = random.Random(seed)  # noqa: S311
+        self._dice = random.Random(seed)
         self._open: set[asyncio.StreamWriter] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -219,24 +219,27 @@ async def take_orders(
     writer.close()
 
 
-async def main() -> None:
+async def serve(origin: Origin, listen: str, control: str) -> None:
+    host, port = listen.split(":")
+    server = await asyncio.start_server(
+        origin.serve, host, int(port), limit=HEAD_BYTES_MAX, backlog=1024
+    )
+    orders = await asyncio.start_unix_server(lambda r, w: take_orders(origin, r, w), control)
+    async with server, orders:
+        await server.serve_forever()
+
+
+def main() -> None:
     words = argparse.ArgumentParser(description="count, slow, refuse and fail requests")
     for name in ("--listen", "--upstream", "--control", "--log"):
         words.add_argument(name, required=True)
     words.add_argument("--seed", type=int, default=0)
     told = words.parse_args()
-    (host, port), (above, above_port) = told.listen.split(":"), told.upstream.split(":")
+    host, port = told.upstream.split(":")
     with Path(told.log).open("a", buffering=1) as log:
-        origin = Origin((above, int(above_port)), log, seed=told.seed)
-        server = await asyncio.start_server(
-            origin.serve, host, int(port), limit=HEAD_BYTES_MAX, backlog=1024
-        )
-        control = await asyncio.start_unix_server(
-            lambda r, w: take_orders(origin, r, w), told.control
-        )
-        async with server, control:
-            await server.serve_forever()
+        origin = Origin((host, int(port)), log, seed=told.seed)
+        asyncio.run(serve(origin, told.listen, told.control))
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

@@ -36,7 +36,7 @@ class Planned:
 
 def draw(seed: int, *, peers: int, kinds: Sequence[str] = KINDS) -> list[Planned]:
     """Return two to four faults, each with a victim of its own, in order of time."""
-    dice = Random(seed)  # noqa: S311 (a plan, no secret)
+    dice = Random(seed)
     count = min(dice.randint(2, 4), max(1, (peers - 1) // 2) + 1, peers - 1)
     victims = dice.sample(range(peers), count)
     plan: list[Planned] = []
@@ -66,5 +66,5 @@ def _after_the_crowd(planned: Planned, plan: Sequence[Planned], *, most: int) ->
 
 def soak(seed: int, *, rounds: int) -> list[int]:
     """Return the seeds of the rounds of a soak."""
-    dice = Random(seed)  # noqa: S311
+    dice = Random(seed)
     return [dice.randrange(1_000_000) for _ in range(rounds)]

@@ -67,7 +67,7 @@ class Thread(threading.Thread):
     def __init__(self, number: int, told: argparse.Namespace, source: Source, halt: Halt) -> None:
         super().__init__(name=f"reader-{number}")
         self._told, self._source, self._halt = told, source, halt
-        self._dice = random.Random(f"{told.seed}/{number}")  # noqa: S311
+        self._dice = random.Random(f"{told.seed}/{number}")
         self._is_random = told.pattern == "random" or (told.pattern == "mixed" and number % 2)
         self._record_fd = os.open(told.record, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self._slots, self._slot_at = told.slot_map, number * SLOT.size
@@ -76,7 +76,8 @@ class Thread(threading.Thread):
 
     def run(self) -> None:
         time.sleep(max(0.0, self._told.start_at - time.monotonic()))
-        self._due_s = time.monotonic() + self._dice.random() * 0.1
+        turn_s = READ_BYTES / self._told.pace if self._told.pace else 0.0
+        self._due_s = time.monotonic() + self._dice.random() * turn_s
         passes = 0
         while not self._halt.is_set and (not self._told.passes or passes < self._told.passes):
             if self._is_random:

@@ -60,9 +60,7 @@ def longest_gap_s(ends_s: Iterable[float], *, from_s: float, to_s: float) -> flo
     return max((b - a for a, b in pairwise([from_s, *inside, to_s])), default=0.0)
 
 
-def rates(
-    reads: Iterable[Read], *, from_s: float, to_s: float, step_s: float = 0.1
-) -> list[float]:
+def rates(reads: Iterable[Read], *, from_s: float, to_s: float, step_s: float = 0.1) -> list[float]:
     """Return bytes/s in each step; the bytes of a read are spread over the time it took."""
     count = max(1, math.ceil(round((to_s - from_s) / step_s, 6)))
     sums = [0.0] * count
@@ -72,9 +70,7 @@ def rates(
     return [total / step_s for total in sums]
 
 
-def _shares(
-    read: Read, from_s: float, step_s: float, count: int
-) -> Iterable[tuple[int, float]]:
+def _shares(read: Read, from_s: float, step_s: float, count: int) -> Iterable[tuple[int, float]]:
     """Yield which part of a read falls into which step."""
     took_s = max(read.took_s, 1e-6)
     first = math.floor((read.start_s - from_s) / step_s)

@@ -77,6 +77,31 @@ class Metrics:
             "failovers", "Reads that went on to another source, by reason", "reason"
         )
     )
+    hedges: Counter = field(
+        default_factory=lambda: _counter(
+            "hedges", "Second peers asked because the first one was silent"
+        )
+    )
+    bypass_bytes: Counter = field(
+        default_factory=lambda: _counter(
+            "bypass_bytes", "Bytes of blocks of others, filled here because no owner could"
+        )
+    )
+    repaired_blocks: Counter = field(
+        default_factory=lambda: _counter(
+            "repaired_blocks", "Blocks fetched because the ring made this peer their owner"
+        )
+    )
+    repaired_bytes: Counter = field(
+        default_factory=lambda: _counter(
+            "repaired_bytes", "Bytes fetched because the ring made this peer their owner"
+        )
+    )
+    repair_pending_blocks: Gauge = field(
+        default_factory=lambda: _gauge(
+            "repair_pending_blocks", "Blocks that this peer should have by the ring, and has not"
+        )
+    )
     errors: Counter = field(
         default_factory=lambda: _counter("errors", "Errors that reached a reader, by kind", "kind")
     )

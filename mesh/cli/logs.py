@@ -7,7 +7,7 @@ import sys
 
 import structlog
 
-from mesh.cli.settings import LogSection
+from mesh.cli.sections import LogSection
 
 
 def set_up(section: LogSection) -> None:

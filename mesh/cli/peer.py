@@ -38,11 +38,11 @@ async def _run(settings: Settings) -> None:
             log.warning("no TLS", listen=told.listen, because="security.insecure = true")
         log.info(
             "peer serves",
-            peer=told.name,
+            peer=told.me.name,
             cluster=told.cluster,
             listen=told.listen,
             blocks=running.store.block_count,
             used_bytes=running.store.used_bytes,
         )
         await stop.wait()
-        log.info("peer stops", peer=told.name)
+        log.info("peer stops", peer=told.me.name)

@@ -203,6 +203,11 @@ def is_loopback(address: str) -> bool:
         return host.lower() == "localhost"
 
 
+def is_wildcard(address: str) -> bool:
+    """Return whether *address* means every address of this host."""
+    return split_address(address)[0] in ("0.0.0.0", "::")  # noqa: S104
+
+
 def check_name(written: str) -> str:
     """Return *written*, the name of a cluster or a peer; raises `BrokenRule`."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", written):

@@ -5,21 +5,28 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mesh.cli.settings import Mount, Settings
+from mesh.cli.sections import Mount
+from mesh.cli.settings import Settings
 from mesh.client.client import ClientSettings
-from mesh.membership.view import Member, View, view_of
+from mesh.membership.etcd import EtcdSettings
+from mesh.membership.etcd_api import EtcdAccess
+from mesh.membership.gossip import GossipSettings
+from mesh.membership.open import MembershipSettings, StaticSettings
+from mesh.membership.view import VIEW_FILE, Member, State, View, peer_id, read_view, view_of
 from mesh.peer.peer import PeerSettings
 from mesh.store.store import StoreSettings
 from mesh.understore.understore import S3Settings, UnderStoreSettings
 from mesh.wire.channels import TlsSettings
+from mesh.wire.passport import fingerprint_of
 
 
 def peer_settings(settings: Settings) -> PeerSettings:
     """Return what the peer of this config is told."""
     return PeerSettings(
         cluster=settings.cluster.name,
-        name=settings.peer.name,
-        view=view(settings),
+        me=me(settings),
+        membership=membership(settings),
+        key_fingerprint=fingerprint(settings),
         listen=settings.peer.listen,
         socket=settings.peer.socket,
         store=StoreSettings(
@@ -32,14 +39,18 @@ def peer_settings(settings: Settings) -> PeerSettings:
         memory_bytes=settings.peer.memory,
         check_under_stores=settings.peer.check_under_stores,
         tls=tls(settings),
+        slow_start_s=settings.cluster.slow_start,
+        repair_bytes_per_s=settings.cluster.repair,
     )
 
 
 def client_settings(settings: Settings) -> ClientSettings:
     """Return what a mount on this peer's host is told."""
     return ClientSettings(
+        cluster=settings.cluster.name,
+        key_fingerprint=fingerprint(settings),
         name=settings.peer.name,
-        view=view(settings),
+        view=last_view(settings),
         socket=settings.peer.socket,
         store_directory=settings.store.directory,
         mounts={path: under_store(mount) for path, mount in settings.mounts.items()},
@@ -48,9 +59,57 @@ def client_settings(settings: Settings) -> ClientSettings:
     )
 
 
-def view(settings: Settings) -> View:
-    """Return the static view that the config names."""
-    return view_of(Member(p.name, p.address, p.zone, p.weight) for p in settings.cluster.peers)
+def me(settings: Settings) -> Member:
+    """Return how the others are to know this peer."""
+    peer = settings.peer
+    return Member(
+        name=peer.name,
+        address=peer.address,
+        zone=peer.zone,
+        weight=peer.weight,
+        gossip=peer.gossip,
+        state=State.JOINING,
+        is_placed=False,
+    )
+
+
+def membership(settings: Settings) -> MembershipSettings:
+    """Return how this peer finds out who is in the mesh."""
+    cluster = settings.cluster
+    if cluster.seeds:
+        return GossipSettings(
+            cluster=cluster.name,
+            seeds=cluster.seeds,
+            key=cluster.key.get_secret_value(),
+            grace_s=cluster.grace,
+        )
+    if cluster.etcd:
+        return EtcdSettings(
+            cluster=cluster.name,
+            access=EtcdAccess(endpoints=cluster.etcd),
+            grace_s=cluster.grace,
+        )
+    return StaticSettings(cluster=cluster.name, listed=listed(settings), grace_s=cluster.grace)
+
+
+def listed(settings: Settings) -> tuple[Member, ...]:
+    """Return the peers that the config lists."""
+    cluster = settings.cluster
+    return tuple(
+        Member(p.name, p.address, p.zone, p.weight, id=str(peer_id(cluster.name, p.name)))
+        for p in cluster.peers
+    )
+
+
+def last_view(settings: Settings) -> View:
+    """Return who is in the mesh as far as this host can know without asking."""
+    written = read_view(settings.store.directory / VIEW_FILE)
+    return written or view_of(listed(settings))
+
+
+def fingerprint(settings: Settings) -> str:
+    cluster = settings.cluster
+    return fingerprint_of(cluster.name, cluster.key.get_secret_value())
 
 
 def under_store(mount: Mount) -> UnderStoreSettings:

@@ -4,8 +4,7 @@
     file         [store] capacity = "20GiB"    wins over
     default      100GiB
 
-Values are converted here, once: sizes are bytes, durations are seconds. A room
-gets its own section and cannot see the rest.
+A room gets its own section (`sections`) and cannot see the rest.
 
 Nobody sees a traceback for a mistake in the configuration. `load_settings`
 collects all of them into one `ConfigErrors`: those of single keys, and those of
@@ -15,6 +14,7 @@ No secret and no text that could hold one is repeated in a mistake.
 
 from __future__ import annotations
 
+import base64
 import difflib
 import json
 import os
@@ -22,17 +22,13 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     ModelWrapValidatorHandler,
-    PlainSerializer,
-    SecretStr,
     TypeAdapter,
     ValidationError,
     model_validator,
@@ -47,7 +43,16 @@ from pydantic_settings import (
 )
 
 from mesh.cli import quantities as q
-from mesh.cli.quantities import GIB, KIB, MIB, BrokenRule, Location
+from mesh.cli.quantities import BrokenRule, Location
+from mesh.cli.sections import (
+    Cluster,
+    FuseSection,
+    LogSection,
+    Mount,
+    PeerSection,
+    SecuritySection,
+    StoreSection,
+)
 
 # The kernel allows 107 bytes; the rest is for names made from it, such as peer.sock.bulk.
 SOCKET_BYTES_MAX = 100
@@ -80,136 +85,6 @@ class ConfigErrors(Exception):
     def __init__(self, mistakes: Sequence[Mistake]) -> None:
         super().__init__("\n".join(str(mistake) for mistake in mistakes))
         self.mistakes = list(mistakes)
-
-
-# The kinds of values; a dump has them in the units that people write.
-
-Text = Annotated[str, AfterValidator(q.check_text)]
-Name = Annotated[str, AfterValidator(q.check_name)]
-Address = Annotated[str, AfterValidator(q.check_address)]
-AddressOrOff = Annotated[str, AfterValidator(q.check_address_or_off)]
-Size = Annotated[int, BeforeValidator(q.parse_size), PlainSerializer(q.format_size)]
-Seconds = Annotated[float, BeforeValidator(q.parse_seconds), PlainSerializer(q.format_seconds)]
-MaxAge = Annotated[float, BeforeValidator(q.parse_max_age), PlainSerializer(q.format_max_age)]
-AbsolutePath = Annotated[Path, AfterValidator(q.check_absolute)]
-Pem = Annotated[
-    Path | None, BeforeValidator(q.check_pem), PlainSerializer(lambda path: str(path or ""))
-]
-
-
-# The sections
-
-
-class Section(BaseModel):
-    """A table of the file; an unknown key in it is a mistake."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ClusterPeer(Section):
-    """A peer as all the others know it."""
-
-    name: Name
-    address: Address
-    zone: Text = ""
-    """Copies go to peers of different zones while there are any."""
-    weight: Annotated[float, BeforeValidator(q.number(0.25, 4))] = 1.0
-    """Its share of the blocks, relative to the others'."""
-
-
-class Cluster(Section):
-    """Who is in the mesh; the same on every node."""
-
-    name: Name
-    peers: Annotated[tuple[ClusterPeer, ...], Field(min_length=1)]
-
-
-class PeerSection(Section):
-    """This node's peer."""
-
-    name: Name
-    """Which one of cluster.peers this is."""
-    listen: Address = ""
-    """Where it listens for the others; its address in cluster.peers unless set."""
-    metrics: AddressOrOff = ""
-    """Where Prometheus finds it; nowhere when empty."""
-    socket: AbsolutePath = Path()
-    """Where the mounts of this host find it; peer.sock in store.directory unless set."""
-    memory: Annotated[Size, AfterValidator(q.at_least(64 * MIB))] = 512 * MIB
-    """Bytes in flight, all together."""
-    check_under_stores: bool = True
-    """Whether to refuse to start when an under-store cannot be reached."""
-
-
-class StoreSection(Section):
-    """Where blocks live on this node, and how many of them."""
-
-    directory: AbsolutePath
-    capacity: Annotated[Size, AfterValidator(q.at_least(64 * MIB))] = 100 * GIB
-    """Eviction keeps the bytes of all blocks below this."""
-    free_space_ratio: Annotated[float, BeforeValidator(q.number(0, 0.9))] = 0.1
-    """Eviction also keeps this part of the disk free for everyone else."""
-
-
-class S3Section(Section):
-    """How to reach an S3 under-store."""
-
-    endpoint: Annotated[str, AfterValidator(q.check_endpoint)] = ""
-    """AWS when empty."""
-    region: Text = "us-east-1"
-    path_style: bool = Field(default_factory=lambda s3: bool(s3.get("endpoint")))
-    """Whether the bucket is in the path; so with an endpoint, and not with AWS, unless set."""
-    anonymous: bool = False
-    access_key: SecretStr = SecretStr("")
-    """Empty keys: those of the environment or of AWS's usual places."""
-    secret_key: SecretStr = SecretStr("")
-    session_token: SecretStr = SecretStr("")
-
-
-class Mount(Section):
-    """What appears under one path, and how it is read."""
-
-    url: Annotated[str, AfterValidator(q.check_url)]
-    block: Annotated[Size, AfterValidator(q.power_of_two(64 * KIB, 64 * MIB))] = 4 * MIB
-    max_age: MaxAge = 60.0
-    """How long an entry is believed without asking the under-store; inf for ever."""
-    concurrency: Annotated[int, BeforeValidator(q.whole_number(1, 256))] = 16
-    """Requests to the under-store at a time."""
-    request: Annotated[Size, AfterValidator(q.power_of_two(64 * KIB, GIB))] = 4 * MIB
-    """Bytes of one request to the under-store."""
-    timeout: Annotated[Seconds, AfterValidator(q.more_than_nothing)] = 30.0
-    """Deadline of one request to the under-store."""
-    s3: S3Section = Field(default_factory=S3Section)
-
-
-class FuseSection(Section):
-    """How a mount talks with the kernel."""
-
-    allow_other: bool = False
-    read_ahead: Size = 4 * MIB
-    attr_cache: Seconds = 60.0
-    entry_cache: Seconds = 60.0
-    negative_entry_cache: Seconds = 1.0
-    buffer: Size = 64 * MIB
-    """Bytes of blocks that a mount holds while its own peer is down."""
-    metrics: AddressOrOff = ""
-
-
-class SecuritySection(Section):
-    """TLS between peers: all three files, or none."""
-
-    insecure: bool = False
-    """Whether peers may talk in the clear beyond this host."""
-    ca: Pem = None
-    certificate: Pem = None
-    key: Pem = None
-
-
-class LogSection(Section):
-    """What is logged, and how it looks."""
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["auto", "console", "json"] = "auto"
 
 
 class Environment(EnvSettingsSource):
@@ -299,6 +174,10 @@ def load_settings(path: Path) -> Settings:
 def render_toml(settings: Settings) -> str:
     """Return *settings* as a file that says the same, but for secrets: those are stars."""
     written = settings.model_dump(mode="json")
+    peer = written["peer"]
+    for key in ("address", "gossip", "zone", "weight"):
+        if settings.cluster.peers or not peer[key]:
+            del peer[key]  # said in cluster.peers, or nowhere
     for mount in written["mounts"].values():
         if not mount["url"].startswith("s3:"):
             del mount["s3"]
@@ -308,10 +187,25 @@ def render_toml(settings: Settings) -> str:
 def _completed(settings: Settings) -> PeerSection:
     """Return the peer section with the defaults that other sections give it."""
     peer = settings.peer
-    own = next((p.address for p in settings.cluster.peers if p.name == peer.name), "")
-    defaults = {"listen": own, "socket": settings.store.directory / "peer.sock"}
+    own = next((p for p in settings.cluster.peers if p.name == peer.name), None)
+    listen = peer.listen or (own.address if own else "")
+    address = own.address if own else peer.address or listen
+    defaults: dict[str, object] = {
+        "listen": listen,
+        "address": address,
+        "gossip": _port_after(listen, address) if settings.cluster.seeds else "",
+        "socket": settings.store.directory / "peer.sock",
+    }
+    if own:
+        defaults |= {"zone": own.zone, "weight": own.weight}
     unset = {k: v for k, v in defaults.items() if k not in peer.model_fields_set}
     return peer.model_copy(update=unset)
+
+
+def _port_after(listen: str, address: str) -> str:
+    """Return where gossip is by default: the host that others know, the port after."""
+    host = address.rpartition(":")[0]
+    return f"{host}:{min(65535, int(listen.rpartition(':')[2]) + 1)}"
 
 
 def _contradictions(sound: Mapping[str, Any]) -> Iterator[Mistake]:
@@ -322,10 +216,11 @@ def _contradictions(sound: Mapping[str, Any]) -> Iterator[Mistake]:
     security: SecuritySection | None = sound.get("security")
     if cluster:
         yield from _peers_alike(cluster)
-    if cluster and peer and peer.name not in [p.name for p in cluster.peers]:
-        names = ", ".join(p.name for p in cluster.peers)
-        mend = f"write one of {names}, or add this peer there"
-        yield _mistake(("peer", "name"), peer.name, "is not in cluster.peers", mend)
+        yield from _sources(cluster)
+    if cluster and peer and cluster.peers:
+        yield from _listed(cluster, peer)
+    elif cluster and peer:
+        yield from _unlisted(cluster, peer, security)
     if peer and store:
         yield from _socket_too_long(peer, store)
     for path, mount in sound.get("mounts", {}).items():
@@ -344,6 +239,63 @@ def _peers_alike(cluster: Cluster) -> Iterator[Mistake]:
                 rule, mend = f"is the {key} of an earlier peer", f"give every peer its own {key}"
                 yield _mistake(("cluster", "peers", index, key), value, rule, mend)
             seen.add((key, value))
+
+
+def _sources(cluster: Cluster) -> Iterator[Mistake]:
+    """Who is in the mesh must be found out in one way."""
+    given = [key for key in ("peers", "seeds", "etcd") if getattr(cluster, key)]
+    if not given:
+        mend = "add a [[cluster.peers]] section for each peer, or seeds to meet them by"
+        yield _mistake(("cluster", "peers"), None, "missing", mend)
+    for key in given[1:]:
+        rule = f"set beside cluster.{given[0]}"
+        yield _mistake(("cluster", key), None, rule, "keep one of the two")
+    if cluster.key.get_secret_value() and not _is_key(cluster.key.get_secret_value()):
+        mend = "write what `mesh keygen` prints"
+        yield _mistake(("cluster", "key"), None, "is not 32 bytes in base64", mend)
+
+
+def _is_key(text: str) -> bool:
+    try:
+        return len(base64.b64decode(text, validate=True)) == 32
+    except ValueError:
+        return False
+
+
+def _listed(cluster: Cluster, peer: PeerSection) -> Iterator[Mistake]:
+    """What cluster.peers says of this peer is not said again."""
+    if peer.name not in [p.name for p in cluster.peers]:
+        names = ", ".join(p.name for p in cluster.peers)
+        mend = f"write one of {names}, or add this peer there"
+        yield _mistake(("peer", "name"), peer.name, "is not in cluster.peers", mend)
+    for key in ("address", "gossip", "zone", "weight"):
+        if key in peer.model_fields_set:
+            mend = "say it there, or meet the others by cluster.seeds"
+            yield _mistake(("peer", key), None, "set beside cluster.peers", mend)
+
+
+def _unlisted(
+    cluster: Cluster, peer: PeerSection, security: SecuritySection | None
+) -> Iterator[Mistake]:
+    """A peer that nobody lists must say itself where it is."""
+    if not (cluster.seeds or cluster.etcd):
+        return
+    if not peer.listen:
+        mend = 'add listen = "10.0.0.5:7101", an address of this host that the others reach'
+        yield _mistake(("peer", "listen"), None, "missing", mend)
+        return
+    key = "address" if peer.address else "listen"
+    if q.is_wildcard(getattr(peer, key)):
+        mend = "set peer.address to one that the others reach"
+        yield _mistake(("peer", key), getattr(peer, key), "is no address to be reached at", mend)
+    elif peer.gossip and q.is_wildcard(peer.gossip):
+        mend = "write one that the others reach"
+        yield _mistake(("peer", "gossip"), peer.gossip, "is no address to be reached at", mend)
+    gossip = peer.gossip or peer.address or peer.listen
+    in_the_clear = q.is_loopback(gossip) or (security is not None and security.insecure)
+    if cluster.seeds and not cluster.key.get_secret_value() and not in_the_clear:
+        mend = "write what `mesh keygen` prints, the same on every node"
+        yield _mistake(("cluster", "key"), None, "missing beside cluster.seeds", mend)
 
 
 def _socket_too_long(peer: PeerSection, store: StoreSection) -> Iterator[Mistake]:
@@ -383,8 +335,8 @@ def _in_the_clear(cluster: Cluster, peer: PeerSection | None) -> Iterator[Mistak
         (("cluster", "peers", index, "address"), known.address)
         for index, known in enumerate(cluster.peers)
     ]
-    if peer and "listen" in peer.model_fields_set:
-        addresses.append((("peer", "listen"), peer.listen))
+    own = [key for key in ("listen", "address") if peer and key in peer.model_fields_set]
+    addresses += [(("peer", key), getattr(peer, key)) for key in own]
     beyond = [(at, address) for at, address in addresses if not q.is_loopback(address)]
     for at, address in beyond[:1]:  # one says it; a hundred peers would bury the rest
         mend = "set security.ca, certificate and key, or security.insecure = true"
@@ -412,7 +364,7 @@ _WORDS = {
     "dict_type": _NO_TABLE,
     "tuple_type": ("is not a list of tables", "write [[cluster.peers]] for each peer"),
 }
-_SECRETS = {"access_key", "secret_key", "session_token"}
+_SECRETS = {"key", "access_key", "secret_key", "session_token"}
 
 
 def _is_echo(detail: ErrorDetails) -> bool:

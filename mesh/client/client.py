@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -30,22 +30,24 @@ from mesh.errors import (
     PeerUnavailable,
     Unavailable,
 )
-from mesh.membership.view import View
+from mesh.membership.view import View, view_from_json
 from mesh.metrics import Metrics, by_label
 from mesh.understore.arrow import open_under_store
 from mesh.understore.table import MountTable, Place
 from mesh.understore.understore import UnderStore, UnderStoreSettings
 from mesh.wire.channels import Channels, TlsSettings
-from mesh.wire.codec import FETCH, LIST, REPORT, STAT, Method
+from mesh.wire.codec import FETCH, LIST, MEMBERS, REPORT, STAT, Method
 from mesh.wire.local import LocalChannel, mount_socket
 from mesh.wire.messages import (
     FetchReply,
     FetchRequest,
     ListRequest,
     MountReport,
+    Nothing,
     StatReply,
     StatRequest,
 )
+from mesh.wire.passport import Passport
 
 log = structlog.get_logger()
 
@@ -70,13 +72,19 @@ PEER_AWAY_S = 0.5
 class ClientSettings:
     """What a host must know to read the mesh, its peer alive or not."""
 
+    cluster: str
     name: str
     """Of the peer on this host."""
 
     view: View
+    """As far as is known before any peer was asked."""
+
     socket: Path
     store_directory: Path
     mounts: Mapping[str, UnderStoreSettings]
+    key_fingerprint: str = ""
+    """Of the cluster's key (`wire.passport`)."""
+
     memory_bytes: int = 64 * MIB
     """For blocks that are read while the own peer is away."""
 
@@ -92,7 +100,6 @@ class MeshClient:
         self,
         settings: ClientSettings,
         here: BlocksHere,
-        channels: Channels,
         table: MountTable,
         threads: ThreadPoolExecutor,
         metrics: Metrics,
@@ -101,16 +108,21 @@ class MeshClient:
         self.here = here
         self.threads = threads
         self.metrics = metrics
+        self.view = settings.view
+        passport = Passport(settings.cluster, settings.key_fingerprint, lambda: self.view.epoch)
+        self._channels = Channels(settings.tls, passport=passport, on_other_epoch=self._note_epoch)
         self.direct = DirectReader(
-            settings.view, channels, table, metrics, memory_bytes=settings.memory_bytes
+            settings.view, self._channels, table, metrics, memory_bytes=settings.memory_bytes
         )
         self._settings = settings
         self._own = LocalChannel(mount_socket(str(settings.socket)))
-        self._channels = channels
         self._table = table
         self._clock = clock
         self._own_away_until_s = 0.0
         self._suspects: set[str] = set()
+        self._ask_of = ""
+        """Address of a peer whose view is another than ours."""
+
         self._names = ListedNames(self.scan, self.listed, clock=clock)
         self._used: set[bytes] = set()
 
@@ -216,11 +228,33 @@ class MeshClient:
                 by_label(self.metrics.read_bytes, "source"),
                 by_label(self.metrics.read_blocks, "source"),
                 tuple(used)[:1024],
+                self.view.epoch,
             )
             try:
-                await self._own.call(REPORT, report, timeout_s=1.0)
+                reply = await self._own.call(REPORT, report, timeout_s=1.0)
+                self._take_view(reply.view)
             except MeshError as error:
                 log.debug("no report", reason=str(error))
+                await self._ask_who_is_here()
+
+    def _take_view(self, written: bytes) -> None:
+        """Go by the view that a peer has sent, if it has sent one."""
+        with suppress(ValueError):
+            if written:
+                self.view = view_from_json(written)
+                self.direct.update(self.view)
+
+    def _note_epoch(self, address: str, epoch: int) -> None:
+        """Ask, when there is a moment, the peer that answered under another epoch."""
+        self._ask_of = address
+
+    async def _ask_who_is_here(self) -> None:
+        """Without the own peer: believe the last one that answered under another epoch."""
+        address, self._ask_of = self._ask_of, ""
+        if address:
+            with suppress(MeshError):
+                reply = await self._channels.call(address, MEMBERS, Nothing(), timeout_s=1.0)
+                self._take_view(reply.view)
 
     def listed(self, path: str, attributes: Attributes) -> tuple[FileVersion | None, float]:
         """Return the version of a listed file, where its under-store names tags in
@@ -243,18 +277,20 @@ class MeshClient:
     async def aclose(self) -> None:
         await self._names.aclose()
         await self._own.aclose()
+        await self.direct.aclose()
+        await self._channels.aclose()
 
     async def _call(self, peer: str, method: Method[Q, A], request: Q) -> A:
         if peer == self._settings.name:
             return await self._own.call(method, request, timeout_s=STAT_TIMEOUT_S)
-        address = self._settings.view.member(peer).address
+        address = self.view.member(peer).address
         return await self._channels.call(address, method, request, timeout_s=STAT_TIMEOUT_S)
 
     def _peers(self) -> list[str]:
         """Return whom to ask: the own peer, then others that seem well."""
         own = self._settings.name
         found = [own] if self._clock() >= self._own_away_until_s else []
-        others = [member.name for member in self._settings.view.members if member.name != own]
+        others = [member.name for member in self.view.members if member.name != own]
         return found + self.direct.peers(others)[:OTHER_PEERS_ASKED]
 
     def _note_away(self, peer: str, error: MeshError) -> None:
@@ -300,11 +336,9 @@ async def open_client(
                 stack.push_async_callback(stores[mount.url].aclose)
         here = BlocksHere(settings.store_directory)
         stack.callback(here.close)
-        channels = Channels(settings.tls)
-        stack.push_async_callback(channels.aclose)
         threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
         stack.callback(threads.shutdown)
         table = MountTable(settings.mounts, stores)
-        client = MeshClient(settings, here, channels, table, threads, metrics)
+        client = MeshClient(settings, here, table, threads, metrics)
         stack.push_async_callback(client.aclose)
         yield client

@@ -8,27 +8,40 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 
 import structlog
 from crc32c import crc32c
 
-from mesh.blocks import BlockKey, FileVersion
+from mesh.blocks import BlockKey, FileVersion, piece_count
 from mesh.budget import Budget
 from mesh.clock import Clock, monotonic_s
-from mesh.errors import MeshError, NotFound, PeerUnavailable, Refused, Stale
+from mesh.errors import BlockCorrupt, MeshError, NotFound, PeerUnavailable, Refused, Stale
 from mesh.membership.view import View
 from mesh.metrics import PEER, UNDER_STORE, Metrics
 from mesh.ring.ring import Ring, RingMember
 from mesh.understore.table import MountTable, attributes_of
 from mesh.wire.channels import Channels
 from mesh.wire.codec import SERVE
-from mesh.wire.messages import BlockRequest
+from mesh.wire.hedged import Hedged, Source, Strays
+from mesh.wire.messages import BlockRequest, Piece
 
 log = structlog.get_logger()
 
 OWNERS_ASKED = 3
+HEDGE_AFTER_S = 0.2
 AWAY_S = 2.0
 """For so long a peer that did not answer is not asked again."""
+
+
+class Always:
+    """Patience of one who has no budget: without the own peer there are few requests."""
+
+    after_s = HEDGE_AFTER_S
+
+    def may(self) -> bool:
+        return True
 
 
 class DirectReader:
@@ -44,8 +57,7 @@ class DirectReader:
         memory_bytes: int,
         clock: Clock = monotonic_s,
     ) -> None:
-        self._addresses = {member.name: member.address for member in view.members}
-        self._ring = Ring(RingMember(m.name, m.zone, m.weight) for m in view.members)
+        self.update(view)
         self._channels = channels
         self._table = table
         self._metrics = metrics
@@ -56,6 +68,17 @@ class DirectReader:
         self._kept_bytes = 0
         self._loads: dict[BlockKey, asyncio.Lock] = {}
         self._away: dict[str, float] = {}
+        self._strays = Strays()
+
+    def update(self, view: View) -> None:
+        """Go by *view* from now on."""
+        self._view = view
+        self._ring = Ring(
+            RingMember(m.name, m.zone, m.weight * m.portion, m.id) for m in view.placed
+        )
+
+    async def aclose(self) -> None:
+        await self._strays.aclose()
 
     async def block(self, file: FileVersion, index: int) -> bytes:
         """Return a block; raises what the under-store raised when nobody has it."""
@@ -73,33 +96,50 @@ class DirectReader:
                 self._loads.pop(key, None)
 
     async def _load(self, file: FileVersion, index: int) -> bytes:
-        key = file.key(index)
-        for peer in self.peers(self._ring.owners(key, copies=OWNERS_ASKED)):
-            try:
-                data = await self._from_peer(peer, file, index)
-            except (Stale, Refused):
-                raise
-            except MeshError as error:
-                log.info("direct read goes on elsewhere", block=str(key), reason=str(error))
-                self.note_failure(peer, error)
-                continue
+        peers = self.peers(self._ring.owners(file.key(index), copies=OWNERS_ASKED))
+        data = await self._from_peers(peers, file, index) if peers else None
+        if data is not None:
             self._count(PEER, data)
             return data
         data = await self._from_under_store(file, index)
         self._count(UNDER_STORE, data)
         return data
 
-    async def _from_peer(self, peer: str, file: FileVersion, index: int) -> bytes:
-        address = self._addresses[peer]
+    async def _from_peers(
+        self, peers: Sequence[str], file: FileVersion, index: int
+    ) -> bytes | None:
+        """Return a block from its owners; None when none of them could give all of it."""
         pieces: dict[int, bytes | memoryview] = {}
-        async for piece in self._channels.pieces(address, SERVE, BlockRequest(file, index)):
-            if crc32c(piece.data) != piece.crc:
-                raise PeerUnavailable(peer, f"sent a corrupt piece of {file.key(index)}")
-            pieces[piece.number] = piece.data
-        data = b"".join(pieces[number] for number in sorted(pieces))
-        if len(data) != file.length_bytes(index):
-            raise PeerUnavailable(peer, f"sent a part of {file.key(index)}")
-        return data
+        count = piece_count(file.length_bytes(index))
+
+        def ask(peer: str) -> AsyncIterator[Piece]:
+            missing = next(n for n in range(count) if n not in pieces)
+            request = BlockRequest(file, index, missing)
+            return self._channels.pieces(self._view.member(peer).address, SERVE, request)
+
+        hedged = Hedged(peers, ask, Always(), self._clock, answers=(Stale, Refused))
+        try:
+            async with aclosing(hedged.pieces()) as came:
+                async for source, piece in came:
+                    if crc32c(piece.data) != piece.crc:
+                        hedged.give_up(source, BlockCorrupt(f"from {source.peer}"))
+                        continue
+                    pieces[piece.number] = piece.data
+                    if len(pieces) == count:
+                        break
+        finally:
+            for source in hedged.sources:
+                if source.error is not None or source.silent_s(self._clock()) > HEDGE_AFTER_S:
+                    self._leave_alone(source)
+            self._strays.take(hedged)
+        if len(pieces) < count:
+            return None
+        return b"".join(pieces[number] for number in range(count))
+
+    def _leave_alone(self, source: Source) -> None:
+        error = source.error or PeerUnavailable(source.peer, "silent")
+        log.info("direct read goes on elsewhere", peer=source.peer, reason=str(error))
+        self.note_failure(source.peer, error)
 
     async def _from_under_store(self, file: FileVersion, index: int) -> bytes:
         store = self._table.store_of(file)
@@ -121,10 +161,11 @@ class DirectReader:
         while self._kept_bytes > self._memory_bytes and len(self._blocks) > 1:
             self._kept_bytes -= len(self._blocks.popitem(last=False)[1])
 
-    def peers(self, names: list[str]) -> list[str]:
-        """Return those of *names* that answered lately, or were not asked."""
+    def peers(self, names: Sequence[str]) -> list[str]:
+        """Return those of *names* that are here, and answered lately or were not asked."""
         now_s = self._clock()
-        return [name for name in names if self._away.get(name, 0.0) <= now_s]
+        asked = {member.name for member in self._view.members if member.is_asked}
+        return [name for name in names if name in asked and self._away.get(name, 0.0) <= now_s]
 
     def note_failure(self, peer: str, error: MeshError) -> None:
         """Leave a peer alone for a while if it did not answer."""

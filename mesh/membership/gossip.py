@@ -69,6 +69,7 @@ class GossipSettings:
 
     grace_s: float = GRACE_S
     timings: Timings = Timings()
+    protocol: int = PROTOCOL
 
 
 class Gossip:
@@ -95,7 +96,7 @@ class Gossip:
                 seeds=list(told.seeds),
                 keys=[told.key] if told.key else [],
                 insecure_plaintext=not told.key and not _is_loopback(host),
-                meta=_meta(me),
+                meta=_meta(me, told.protocol),
                 resolve_timeout=RESOLVE_WITHIN_S,
                 probe_interval=timings.probe_every_s,
                 probe_timeout=timings.probe_timeout_s,
@@ -122,9 +123,13 @@ class Gossip:
         return await self._watched.changed(epoch)
 
     async def announce(self, me: Member) -> None:
-        self._watched.mine(me)
-        await self._cluster.set_meta(_meta(me))
-        await self._watched.renew()
+        self._watched.mine(replace(me, gossip=self._cluster.local.addr))
+        await self._cluster.set_meta(_meta(me, self._settings.protocol))
+        self._watched.renew()
+
+    async def meet(self, members: Sequence[Member]) -> None:
+        with suppress(kinship.KinshipError):
+            await self._cluster.join([member.gossip for member in members if member.gossip])
 
     async def leave(self) -> None:
         self._watched.mine(as_left(self._watched.me))
@@ -157,7 +162,9 @@ class Gossip:
                 f"peer.gossip {self._watched.me.gossip}: {error}; stop who uses it or name another"
             ) from error
         events = self._cluster.events()
-        await self._resync()
+        # As the others see it: what we bind may be a wildcard.
+        self._watched.mine(replace(self._watched.me, gossip=self._cluster.local.addr))
+        self._resync()
         if others and len(self._cluster.members()) == 1:
             await self._say_why_alone(others)
         self._tasks = [
@@ -200,7 +207,7 @@ class Gossip:
         with suppress(kinship.JoinError, TimeoutError):
             async with asyncio.timeout(TAKEN_IN_WITHIN_S):
                 await self._cluster.join()
-        await self._resync()
+        self._resync()
         if len(self._cluster.members()) == 1:
             await self._cluster.close()
             host, port = alive[0]
@@ -235,30 +242,38 @@ class Gossip:
     async def _listen(self, events: kinship.EventStream) -> None:
         async for event in events:
             if isinstance(event, kinship.EventsLost):
-                await self._resync()
+                self._resync()
                 continue
             member = getattr(event, "member", None)
             if member is not None and not isinstance(event, kinship.NameConflict):
                 self._hear(member)
-                await self._watched.renew()
+                self._watched.renew()
 
-    async def _resync(self) -> None:
-        for member in self._cluster.members():
+    def _resync(self) -> None:
+        """Take what kinship knows for the news that were missed, deaths among them."""
+        present = self._cluster.members()
+        for member in present:
             self._hear(member)
-        await self._watched.renew()
+        for tag in self._watched.heard.keys() - {member.name for member in present}:
+            gone = self._cluster.member(tag)
+            if gone is None:
+                self._watched.lose(tag)
+            else:
+                self._hear(gone)
+        self._watched.renew()
 
     def _hear(self, found: kinship.Member) -> None:
         identity = identity_of(found.name)
         if identity is None or found.name == self._watched.tag:
             return
-        if (spoken := found.meta.get("v", "")) != str(PROTOCOL):
+        if (spoken := found.meta.get("v", "")) != str(self._settings.protocol):
             if found.name not in self._foreign:
                 self._foreign.add(found.name)
                 log.warning(
                     "a peer speaks another protocol and is not counted",
                     address=found.addr,
                     protocol=spoken,
-                    ours=PROTOCOL,
+                    ours=self._settings.protocol,
                     mend="run the same release of mesh everywhere",
                 )
             return
@@ -292,16 +307,16 @@ def _is_loopback(host: str) -> bool:
     return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
-def _meta(me: Member) -> dict[str, str]:
+def _meta(me: Member, protocol: int) -> dict[str, str]:
     """Return how others hear of a peer; kinship allows 512 bytes."""
     return {
         "n": me.name,
         "a": me.address,
         "z": me.zone,
-        "w": f"{me.weight:g}",
-        "p": f"{me.portion:g}",
+        "w": repr(me.weight),  # to the last digit, or no two views are ever equal
+        "p": repr(me.portion),
         "s": me.state.value,
-        "v": str(PROTOCOL),
+        "v": str(protocol),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -20,6 +21,10 @@ PROTOCOL = 1
 """Of what peers say to each other. Peers of another one are not counted as members."""
 
 
+RENEW_EVERY_S = 1.0
+"""So exactly do graces end."""
+
+
 class Membership(Protocol):
     """Who is in the mesh, and how this peer is known there."""
 
@@ -28,12 +33,20 @@ class Membership(Protocol):
         """The last snapshot; it names this peer too."""
         ...
 
+    async def start(self) -> None:
+        """Join, and begin to listen; `Unusable` when this can't work as it was told."""
+        ...
+
     async def changed(self, epoch: int) -> View:
         """Wait until the view is another one than that of *epoch*; return it."""
         ...
 
     async def announce(self, me: Member) -> None:
         """Tell the others that this peer is now like this: its state, its portion."""
+        ...
+
+    async def meet(self, members: Sequence[Member]) -> None:
+        """Get in touch with peers that somebody else knows to be here."""
         ...
 
     async def leave(self) -> None:
@@ -67,7 +80,10 @@ class Watched:
         self.twin: Member | None = None
         self.tag = f"{me.id}.{me.run:x}.{secrets.token_hex(3)}"
         self._twin_tag = ""
-        self._changed = asyncio.Condition()
+        self.heard: dict[str, Member] = {}
+        """By tag, the runs that are here and are not this one."""
+
+        self._changed = asyncio.Event()
         self.roster.hear(me, clock())
         self._view = self.roster.view(clock())
 
@@ -76,9 +92,9 @@ class Watched:
         return self._view
 
     async def changed(self, epoch: int) -> View:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._view.epoch != epoch)
-            return self._view
+        while self._view.epoch == epoch:
+            await self._changed.wait()
+        return self._view
 
     def mine(self, me: Member) -> None:
         """Note how this peer is now."""
@@ -86,28 +102,46 @@ class Watched:
         self.roster.hear(me, self.clock())
 
     def hear(self, tag: str, member: Member) -> None:
-        """Note what was heard of a run of a peer that is not this one."""
+        """Note what was heard of a run of a peer; what is said of this one is dropped."""
+        if tag == self.tag:
+            return
+        if member.is_here:
+            self.heard[tag] = member
+        else:
+            self.heard.pop(tag, None)
         if member.id != self.me.id:
             self.roster.hear(member, self.clock())
-        elif tag != self.tag and member.is_here:
+            if not member.is_here:
+                self._hear_again(member.id)
+        elif member.is_here:
             self.twin, self._twin_tag = member, tag
         elif tag == self._twin_tag:
             self.twin, self._twin_tag = None, ""
 
-    async def renew(self) -> None:
+    def lose(self, tag: str) -> None:
+        """Note that a run that was here is gone, and did not say that it leaves."""
+        if tag in self.heard:
+            self.hear(tag, replace(self.heard[tag], state=State.DEAD))
+
+    def _hear_again(self, member_id: str) -> None:
+        """One of two copies of a data directory is gone: the other one is that peer now."""
+        for member in self.heard.values():
+            if member.id == member_id:
+                self.roster.hear(member, self.clock())
+
+    def renew(self) -> None:
         """Make the view of what the roster has heard; wake who waits for another one."""
         view = self.roster.view(self.clock())
-        if view.epoch == self._view.epoch:
-            return
-        async with self._changed:
+        if view.epoch != self._view.epoch:
             self._view = view
-            self._changed.notify_all()
+            self._changed.set()
+            self._changed = asyncio.Event()
 
     async def renew_by_time(self) -> None:
         """Let graces end, for as long as this is awaited."""
         while True:
-            await asyncio.sleep(1.0)
-            await self.renew()
+            await asyncio.sleep(RENEW_EVERY_S)
+            self.renew()
 
 
 def as_left(me: Member) -> Member:

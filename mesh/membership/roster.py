@@ -4,11 +4,12 @@ Whatever finds out who lives (gossip, etcd, probes of a static list, a simulatio
 tells it here, and everybody gets the same rules:
 
 * of two runs of one identity the later counts: a peer that was restarted is back,
-  whatever is still said of the run before
-* of two identities with one name the one that was there first counts, and of two
-  that came together the one with the smaller id, so that all choose alike
+  whatever is still said of the run before, and has the place that it had
+* of two identities with one name the one that is here counts, and of two that are
+  the one with the smaller id, so that all choose alike whatever they heard first
+  (ids that begin with the time when they were made let the older one be chosen)
 * who is dead or has left keeps its place for the grace, and is forgotten
-  `FORGET_S` later
+  `FORGET_S` later; who never had a place gets none by dying
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ GONE = (State.DEAD, State.LEFT)
 class _Known:
     member: Member
     since_s: float
-    """When it got the state that it has."""
+    """When it came, or went."""
 
-    first_s: float
-    """When its identity was first seen."""
+    has_place: bool
+    """Whether it was ever ready, unless its grace ended since."""
 
 
 class Roster:
@@ -46,20 +47,25 @@ class Roster:
         self._known: dict[str, _Known] = {}
 
     def hear(self, member: Member, now_s: float) -> None:
-        """Note what was heard of a peer; news of an earlier run of it are dropped."""
+        """Note what was heard of a peer; of an earlier run only that it had a place counts."""
+        is_ready = member.state is not State.JOINING
         known = self._known.get(member.id)
         if known is None:
-            self._known[member.id] = _Known(member, now_s, now_s)
+            self._known[member.id] = _Known(member, now_s, is_ready)
             return
         last = known.member
         if member.run < last.run:
+            known.has_place = known.has_place or is_ready
             return
-        if member.run == last.run and member.address != last.address and last.is_here:
+        is_later = member.run > last.run
+        if not is_later and member.address != last.address and last.is_here:
             return  # two claim to be the same run: a copied data directory
-        if member.state != last.state:
-            if last.state in GONE and now_s - known.since_s > self._grace_s:
-                known.first_s = now_s
+        if self._is_over(known, now_s):
+            known.has_place = False
+        if is_later or member.is_here != last.is_here:
             known.since_s = now_s
+        if member.is_here or is_later:
+            known.has_place = known.has_place or is_ready
         known.member = member
 
     def mark(self, member_id: str, run: int, state: State, now_s: float) -> None:
@@ -72,9 +78,9 @@ class Roster:
         found = self._known.get(member_id)
         return None if found is None else found.member
 
-    def homonyms(self) -> list[tuple[Member, Member]]:
+    def homonyms(self, now_s: float) -> list[tuple[Member, Member]]:
         """Return the pairs of peers here that claim one name: who has it, who does not."""
-        chosen = self._chosen()
+        chosen = self._chosen(now_s)
         return [
             (chosen[known.member.name].member, known.member)
             for known in self._known.values()
@@ -84,34 +90,39 @@ class Roster:
     def view(self, now_s: float) -> View:
         """Return who is in the mesh now."""
         for member_id, known in list(self._known.items()):
-            gone_s = now_s - known.since_s
-            if known.member.state in GONE and gone_s > self._grace_s + self._forget_s:
+            if not known.member.is_here and now_s >= self._forgotten_s(known):
                 del self._known[member_id]
-        return view_of(self._placed(known, now_s) for known in self._chosen().values())
+        return view_of(self._placed(known, now_s) for known in self._chosen(now_s).values())
 
     def next_change_s(self, now_s: float) -> float | None:
         """Return when the view changes by time alone, or None."""
-        ends = [
-            known.since_s + after_s
+        ends_s = [
+            end_s
             for known in self._known.values()
-            if known.member.state in GONE
-            for after_s in (self._grace_s, self._grace_s + self._forget_s)
+            if not known.member.is_here
+            for end_s in (known.since_s + self._grace_s, self._forgotten_s(known))
         ]
-        return min((end_s for end_s in ends if end_s >= now_s), default=None)
+        return min((end_s for end_s in ends_s if end_s > now_s), default=None)
 
     def _placed(self, known: _Known, now_s: float) -> Member:
-        member = known.member
-        if member.state is State.JOINING:
-            return replace(member, is_placed=False)
-        in_grace = now_s - known.since_s <= self._grace_s
-        return replace(member, is_placed=member.state not in GONE or in_grace)
+        is_placed = known.has_place and not self._is_over(known, now_s)
+        return replace(known.member, is_placed=is_placed)
 
-    def _chosen(self) -> dict[str, _Known]:
-        """Return who has each name: somebody here before somebody gone, then the first."""
+    def _is_over(self, known: _Known, now_s: float) -> bool:
+        """Whether it is gone and its grace has ended."""
+        return not known.member.is_here and now_s >= known.since_s + self._grace_s
+
+    def _forgotten_s(self, known: _Known) -> float:
+        return known.since_s + self._grace_s + self._forget_s
+
+    def _chosen(self, now_s: float) -> dict[str, _Known]:
+        """Return who has each name: who is here, then who has a place yet, then the smaller id."""
+
+        def rank(known: _Known) -> tuple[bool, bool, str]:
+            member = known.member
+            return not member.is_here, self._is_over(known, now_s), member.id
+
         chosen: dict[str, _Known] = {}
-        order = sorted(
-            self._known.values(), key=lambda k: (not k.member.is_here, k.first_s, k.member.id)
-        )
-        for known in order:
+        for known in sorted(self._known.values(), key=rank):
             chosen.setdefault(known.member.name, known)
         return chosen

@@ -8,8 +8,10 @@ square of their number: above some 16 of them, use gossip.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from zlib import crc32
 
 from mesh.clock import Clock, monotonic_s
 from mesh.membership.detector import Detector, Patience
@@ -19,6 +21,8 @@ from mesh.membership.view import Member, State, View
 
 PROBE_EVERY_S = 0.5
 PROBE_TIMEOUT_S = 0.5
+LATE_S = 0.2
+"""A probe may come so much later than it should."""
 
 Probe = Callable[[Member], Awaitable[Member | None]]
 """Asks a member how it is; None when it does not answer in time."""
@@ -45,7 +49,7 @@ class StaticList:
         self._tasks: list[asyncio.Task[None]] = []
         for member in self._listed:
             self._detector.heard(member.id, clock())
-            self._watched.hear("", member)
+            self._watched.hear(member.id, member)
 
     @property
     def view(self) -> View:
@@ -61,16 +65,22 @@ class StaticList:
     async def announce(self, me: Member) -> None:
         """The others see it in the answers to their probes."""
         self._watched.mine(me)
-        await self._watched.renew()
+        self._watched.renew()
+
+    async def meet(self, members: Sequence[Member]) -> None:
+        """Whoever is not in the list stays a stranger."""
 
     async def leave(self) -> None:
+        """Say so to everybody's next probe: keep answering until this returns."""
         await self.announce(as_left(self._watched.me))
+        if self._listed:
+            await asyncio.sleep(PROBE_EVERY_S + LATE_S)
 
     async def start(self) -> None:
-        await self._watched.renew()
+        self._watched.renew()
         self._tasks = [
-            asyncio.create_task(self._ask_for_ever(member), name=f"probe {member.name}")
-            for member in self._listed
+            asyncio.create_task(self._ask_for_ever(member, number), name=f"probe {member.name}")
+            for number, member in enumerate(self._listed)
         ]
         self._tasks.append(asyncio.create_task(self._watched.renew_by_time(), name="graces"))
 
@@ -79,27 +89,33 @@ class StaticList:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _ask_for_ever(self, member: Member) -> None:
-        # Probes of many peers at one moment would be a burst: spread by name.
-        await asyncio.sleep(PROBE_EVERY_S * (hash(member.name) % 8) / 8)
+    async def _ask_for_ever(self, member: Member, number: int) -> None:
+        # Not all at one moment; and not at once: peers that are started together are
+        # not all listening yet, and a connection that failed is not tried again at once.
+        await asyncio.sleep(PROBE_EVERY_S * (1 + number / len(self._listed)))
         while True:
             await self._ask(member)
             await asyncio.sleep(PROBE_EVERY_S)
 
     async def _ask(self, member: Member) -> None:
-        said = await self._probe(member)
+        said = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                said = await self._probe(member)
         now_s = self._watched.clock()
-        if said is not None and said.is_here:
+        if said is not None:
             self._detector.heard(member.id, now_s)
-            self._watched.hear("", replace(said, id=member.id, address=member.address))
+            said = replace(said, id=member.id, name=member.name, address=member.address)
+            self._watched.hear(member.id, said)
         else:
             known = self._watched.roster.known(member.id) or member
-            verdict = State.LEFT if said else self._detector.verdict(member.id, now_s)
-            was_leaving = known.state in (State.DRAINING, State.LEFT)
-            if verdict is State.DEAD and was_leaving:
-                verdict = State.LEFT
-            if verdict is State.SUSPECT and was_leaving:
-                verdict = known.state
-            if verdict is not State.ACTIVE:
-                self._watched.roster.mark(member.id, known.run, verdict, now_s)
-        await self._watched.renew()
+            verdict = _silent(known.state, self._detector.verdict(member.id, now_s))
+            self._watched.roster.mark(member.id, known.run, verdict, now_s)
+        self._watched.renew()
+
+
+def _silent(last: State, verdict: State) -> State:
+    """Return what one that does not answer is now, by what it was when it last did."""
+    if verdict is State.DEAD:
+        return State.LEFT if last in (State.DRAINING, State.LEFT) else State.DEAD
+    return verdict if last is State.ACTIVE else last

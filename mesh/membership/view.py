@@ -16,10 +16,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
+from pathlib import Path
 from uuid import UUID, uuid5
+
+import msgspec
 
 MESH = UUID("5b6ad9c2-3d0c-5f0e-9d2f-0c5b7a1e6d11")
 """Namespace of the ids of peers that a static list names."""
+
+VIEW_FILE = "view.json"
+"""In the data directory: the last view, for mounts that start while the peer is away."""
 
 
 class State(StrEnum):
@@ -122,3 +128,30 @@ def view_of(members: Iterable[Member]) -> View:
 def peer_id(cluster: str, name: str) -> UUID:
     """Return the identity of the peer that a static list calls *name*."""
     return uuid5(MESH, f"{cluster}/{name}")
+
+
+def view_to_json(view: View) -> bytes:
+    """Return a view as peers, mounts and files have it."""
+    return msgspec.json.encode(view.members)
+
+
+def view_from_json(data: bytes) -> View:
+    """Return the view that `view_to_json` wrote; ValueError when it is none."""
+    return view_of(msgspec.json.decode(data, type=tuple[Member, ...]))
+
+
+def member_to_json(member: Member) -> bytes:
+    return msgspec.json.encode(member)
+
+
+def member_from_json(data: bytes) -> Member:
+    """Return the member that `member_to_json` wrote; ValueError when it is none."""
+    return msgspec.json.decode(data, type=Member)
+
+
+def read_view(path: Path) -> View | None:
+    """Return the view that a peer left beside its blocks; None if there is none to read."""
+    try:
+        return view_from_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None

@@ -116,6 +116,14 @@ class Flights:
     def __len__(self) -> int:
         return len(self._landings)
 
+    def under_way(self, key: BlockKey) -> Landing | None:
+        """Return the load of a block that is under way, or None."""
+        return self._landings.get(key)
+
+    def all(self) -> Iterable[Landing]:
+        """Return the loads that are under way."""
+        return self._landings.values()
+
     def board(
         self,
         file: FileVersion,

@@ -4,58 +4,157 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from typing import Protocol, TypeVar
 
 import structlog
 
 from mesh.blocks import BlockKey, FileVersion
 from mesh.clock import Clock, monotonic_s
-from mesh.errors import MeshError, PeerUnavailable
-from mesh.membership.view import View
-from mesh.peer.breaker import PROBE_EVERY_S, Breaker
+from mesh.errors import (
+    MeshError,
+    PeerUnavailable,
+    Refused,
+    Stale,
+    UnderStoreUnavailable,
+)
+from mesh.membership.view import Member, State, View, member_from_json
+from mesh.metrics import Metrics
+from mesh.peer.health import PROBE_EVERY_S, Health, Hedging
 from mesh.ring.ring import Ring, RingMember
-from mesh.wire.channels import Channels
-from mesh.wire.codec import DESCRIBE, HELD, PEEK, SERVE, Method
+from mesh.wire.codec import DESCRIBE, HELD, HELLO, INVENTORY, MEMBERS, PEEK, SERVE, Method
+from mesh.wire.hedged import Hedged, Source, Strays
 from mesh.wire.messages import (
     BlockRequest,
     Description,
     HeldRequest,
+    InventoryReply,
+    InventoryRequest,
     Nothing,
     Piece,
 )
 
 log = structlog.get_logger()
 
+Q = TypeVar("Q")
+A = TypeVar("A")
+
 OWNERS = 2
 """The primary, and the successor that fills while the primary is away."""
 
 PROBE_TIMEOUT_S = 1.0
-HELD_TIMEOUT_S = 0.5
-HELD_KEPT_S = 5.0
+HELD_TIMEOUT_S = 0.3
+"""A peer that was just stopped is asked too: what a read then waits for it is this, once."""
+
+HELD_KEPT_S = 1.0
 HELD_KEPT_MAX = 4096
+HOLDERS_ASKED = 16
+FORMER_RINGS = 4
+RINGS_IN_THREAD = 64
+"""Members from which on a ring is built in a thread: 40 ms of hashing."""
+
+
+class Wire(Protocol):
+    """Calls to an address."""
+
+    async def call(
+        self, address: str, method: Method[Q, A], request: Q, *, timeout_s: float = ...
+    ) -> A: ...
+
+    def pieces(
+        self, address: str, method: Method[Q, Piece], request: Q
+    ) -> AsyncIterator[Piece]: ...
 
 
 class RingNeighbors:
-    """The neighbors that a view names, in the order that its ring says."""
+    """The neighbors that a view names, in the order that its ring says.
+
+    The view and its ring are swapped together by `update`; what is under way goes on
+    with those that it began with.
+    """
 
     def __init__(
-        self, view: View, me: str, channels: Channels, *, clock: Clock = monotonic_s
+        self,
+        view: View,
+        me: str,
+        wire: Wire,
+        *,
+        metrics: Metrics | None = None,
+        clock: Clock = monotonic_s,
     ) -> None:
         self.view = view
         self.ring = ring_of(view)
         self.me = me
-        self._channels = channels
+        self.health = Health(clock())
+        self.hedging = Hedging()
+        self._wire = wire
+        self._metrics = metrics or Metrics()
         self._clock = clock
-        self._breaker = Breaker(clock())
+        self._strays = Strays()
+        self._former: list[Ring] = []
         self._broke = asyncio.Event()
         self._held: OrderedDict[tuple[str, bytes], tuple[float, frozenset[int]]] = OrderedDict()
 
+    async def aclose(self) -> None:
+        await self._strays.aclose()
+
+    # Who is there
+
+    async def update(self, view: View) -> bool:
+        """Go by *view* from now on; return whether blocks have other owners now."""
+        before = self.view
+        moved = placement(view) != placement(before)
+        if not moved:
+            ring = self.ring
+        elif len(view.members) < RINGS_IN_THREAD:
+            ring = ring_of(view)
+        else:
+            ring = await asyncio.to_thread(ring_of, view)
+        if moved:
+            self._former = [self.ring, *self._former][:FORMER_RINGS]
+        self.view, self.ring = view, ring
+        self._note_changes(before, view)
+        return moved
+
+    def _note_changes(self, before: View, after: View) -> None:
+        now_s = self._clock()
+        if before.epoch != after.epoch:
+            self.health.note_change(now_s)
+            self._held.clear()
+        for member in after.members:
+            last = before.find(member.name)
+            if last is None or last.run != member.run or last.address != member.address:
+                self.health.forget(member.name)
+            elif member.state is State.ACTIVE and last.state is not State.ACTIVE:
+                self.health.answered(member.name, now_s)
+        for name in {m.name for m in before.members} - {m.name for m in after.members}:
+            self.health.forget(name)
+
     def owners(self, key: BlockKey) -> list[str]:
-        """Return who should be asked, nearest first; peers that don't answer are left out."""
-        copies = OWNERS + 1 + len(self._breaker.broken())
-        owners = self.ring.owners(key, copies=copies)
-        return [peer for peer in owners if not self._breaker.is_broken(peer)][: OWNERS + 1]
+        """Return who should be asked, nearest first; who can't help is last, or left out."""
+        now_s = self._clock()
+        wanted = OWNERS + 1
+        spare = sum(not self._is_well(m, now_s) for m in self.view.placed)
+        best: list[str] = []
+        worse: list[str] = []
+        for name in self.ring.owners(key, copies=wanted + spare):
+            member = self.view.find(name)
+            if name == self.me:
+                best.append(name)
+            elif member is None or not member.is_asked or self.health.is_away(name, now_s):
+                continue
+            elif member.state is State.SUSPECT or self.health.is_barren(name, now_s):
+                worse.append(name)
+            else:
+                best.append(name)
+        found = (best + worse)[:wanted]
+        return found[:1] if self.health.is_under_store_away(now_s) else found
+
+    def _is_well(self, member: Member, now_s: float) -> bool:
+        return member.name == self.me or (
+            member.state is State.ACTIVE and not self.health.is_away(member.name, now_s)
+        )
 
     def is_me(self, peer: str) -> bool:
         return peer == self.me
@@ -63,43 +162,105 @@ class RingNeighbors:
     def owns(self, key: BlockKey) -> bool:
         return self.me in self.ring.owners(key, copies=OWNERS)
 
+    def is_primary(self, key: BlockKey) -> bool:
+        return self.ring.owners(key, copies=1) == [self.me]
+
     def is_broken(self, peer: str) -> bool:
-        return self._breaker.is_broken(peer)
+        return self.health.is_away(peer, self._clock())
 
-    async def serve(
-        self, peer: str, file: FileVersion, index: int, first_piece: int
-    ) -> AsyncIterator[Piece]:
-        async for piece in self._pieces(peer, SERVE, BlockRequest(file, index, first_piece)):
-            yield piece
+    def may_bypass(self) -> bool:
+        """Whether the under-store may be asked after others have asked it in vain."""
+        return not self.health.is_under_store_away(self._clock())
 
-    async def peek(
-        self, peer: str, file: FileVersion, index: int, first_piece: int
-    ) -> AsyncIterator[Piece]:
-        async for piece in self._pieces(peer, PEEK, BlockRequest(file, index, first_piece)):
-            yield piece
+    def note_under_store(self, *, answers: bool) -> None:
+        if answers:
+            self.health.fertile(self.me)
+        else:
+            self.health.barren(self.me, self._clock())
 
-    async def _pieces(
-        self, peer: str, method: Method[BlockRequest, Piece], request: BlockRequest
-    ) -> AsyncIterator[Piece]:
-        try:
-            async for piece in self._channels.pieces(self._address(peer), method, request):
-                yield piece
-        except PeerUnavailable as error:
-            self._note_failure(peer, error)
-            raise
+    # Blocks
 
-    async def other_holders(self, file: FileVersion, index: int) -> list[str]:
-        """Return peers that have the block, asked only while the mesh has changed recently.
+    def serve(
+        self, peers: Sequence[str], file: FileVersion, index: int, missing: Sequence[int]
+    ) -> Hedged:
+        """Return the pieces of a block from the first of *peers* that can give them."""
+        return self._hedged(SERVE, peers, file, index, missing)
 
-        In a mesh where nothing changes nobody but its owner has filled a block, and
-        nobody is asked. One answer about a version serves for all its blocks.
+    def peek(
+        self, peers: Sequence[str], file: FileVersion, index: int, missing: Sequence[int]
+    ) -> Hedged:
+        """Return the pieces of a block from those of *peers* that have it."""
+        return self._hedged(PEEK, peers, file, index, missing)
+
+    def _hedged(
+        self,
+        method: Method[BlockRequest, Piece],
+        peers: Sequence[str],
+        file: FileVersion,
+        index: int,
+        missing: Sequence[int],
+    ) -> Hedged:
+        def ask(peer: str) -> AsyncIterator[Piece]:
+            request = BlockRequest(file, index, missing[0] if missing else 0)
+            return self._wire.pieces(self._address(peer), method, request)
+
+        self.hedging.began()
+        return Hedged(peers, ask, self.hedging, self._clock, answers=(Stale, Refused))
+
+    def settle(self, hedged: Hedged) -> None:
+        """Learn from what became of a block's sources, and let those left over end."""
+        now_s = self._clock()
+        self._metrics.hedges.inc(hedged.hedges)
+        for source in hedged.sources:
+            self._learn(source, now_s)
+        self._strays.take(hedged)
+
+    def _learn(self, source: Source, now_s: float) -> None:
+        peer = source.peer
+        if source.first_s:
+            self.hedging.heard(source.first_s - source.began_s)
+        if isinstance(source.error, PeerUnavailable):
+            self._note_failure(peer, str(source.error))
+        elif isinstance(source.error, UnderStoreUnavailable):
+            self.health.barren(peer, now_s)
+        elif not source.is_over and source.silent_s(now_s) >= self.hedging.after_s:
+            self._note_failure(peer, f"silent for {source.silent_s(now_s):.2f} s")
+        elif source.data_bytes:
+            self.health.fertile(peer)
+            took_s = source.last_s - source.first_data_s
+            is_measured = not source.beats and took_s > 0
+            if is_measured and self.health.sent(peer, source.data_bytes, took_s, now_s):
+                log.warning("peer slow", peer=peer)
+
+    async def other_holders(self, file: FileVersion, index: int, *, wide: bool) -> list[str]:
+        """Return peers that have the block, or fill it at this moment.
+
+        In a mesh where nothing changes nobody but its primary fills a block, and nobody
+        is asked unless *wide*. One answer about a version serves for all its blocks.
         """
-        if not self._breaker.is_recent(self._clock()):
+        now_s = self._clock()
+        key = file.key(index)
+        if not wide and self.is_primary(key) and not self.health.is_recent(now_s):
             return []
-        owners = self.ring.owners(file.key(index), copies=OWNERS + 2)
-        asked = [p for p in owners if p != self.me and not self._breaker.is_broken(p)]
+        asked = [name for name in self._possible_holders(key, wide=wide) if name != self.me]
         held = await asyncio.gather(*(self._held_by(peer, file) for peer in asked))
         return [peer for peer, indexes in zip(asked, held, strict=True) if index in indexes]
+
+    def _possible_holders(self, key: BlockKey, *, wide: bool) -> list[str]:
+        now_s = self._clock()
+        is_whole = all(self._is_well(member, now_s) for member in self.view.placed)
+        copies = HOLDERS_ASKED if wide or not is_whole else OWNERS + 2
+        names = dict.fromkeys(self.ring.owners(key, copies=copies))
+        for ring in self._former:
+            names.update(dict.fromkeys(ring.owners(key, copies=OWNERS)))
+        found = [self.view.find(name) for name in names]
+        return [
+            member.name
+            for member in found
+            if member is not None
+            and member.state in (State.ACTIVE, State.SUSPECT, State.DRAINING)
+            and not self.health.is_away(member.name, now_s)
+        ]
 
     async def _held_by(self, peer: str, file: FileVersion) -> frozenset[int]:
         now_s = self._clock()
@@ -114,63 +275,97 @@ class RingNeighbors:
             self._held.popitem(last=False)
         return indexes
 
-    async def held(self, peer: str, file: FileVersion) -> frozenset[int]:
-        """Return which blocks of a version *peer* has."""
-        address = self._address(peer)
-        try:
-            request = HeldRequest(file)
-            reply = await self._channels.call(address, HELD, request, timeout_s=HELD_TIMEOUT_S)
-        except PeerUnavailable as error:
-            self._note_failure(peer, error)
-            raise
+    async def held(
+        self, peer: str, file: FileVersion, *, timeout_s: float = HELD_TIMEOUT_S
+    ) -> frozenset[int]:
+        """Return which blocks of a version *peer* has, or brings from the under-store now."""
+        reply = await self._wire.call(
+            self._address(peer), HELD, HeldRequest(file), timeout_s=timeout_s
+        )
         return reply.indexes
+
+    async def inventory(self, peer: str, after: bytes) -> InventoryReply:
+        """Return a page of the versions that *peer* has blocks of."""
+        request = InventoryRequest(after)
+        return await self._wire.call(self._address(peer), INVENTORY, request, timeout_s=5.0)
+
+    # How they are
 
     async def describe(self, peer: str) -> Description:
         """Return how *peer* is; one that does not answer is described as down."""
         member = self.view.member(peer)
+        answer = await self.description(member) if member.is_here else None
+        if answer is not None:
+            self._note_answer(peer)
+            return answer
+        if member.is_here:
+            self._note_failure(peer, "does not say how it is")
+        return Description(
+            name=peer, address=member.address, zone=member.zone, weight=member.weight, is_up=False
+        )
+
+    async def description(self, member: Member) -> Description | None:
+        """Return how the peer at a member's address is; None when it does not answer."""
         try:
-            answer = await self._channels.call(
+            return await self._wire.call(
                 member.address, DESCRIBE, Nothing(), timeout_s=PROBE_TIMEOUT_S
             )
-        except MeshError as error:
-            if isinstance(error, PeerUnavailable):
-                self._note_failure(peer, error)
-            return Description(
-                name=peer,
-                address=member.address,
-                zone=member.zone,
-                weight=member.weight,
-                is_up=False,
+        except MeshError:
+            return None
+
+    async def hello(self, member: Member) -> Member | None:
+        """Return what the peer at a member's address says of itself; None if nothing."""
+        try:
+            reply = await self._wire.call(
+                member.address, HELLO, Nothing(), timeout_s=PROBE_TIMEOUT_S
             )
-        self._note_answer(peer)
-        return answer
+        except MeshError as error:
+            log.debug("no hello", peer=member.name, reason=str(error))
+            return None
+        return member_from_json(reply.member)
+
+    async def view_at(self, address: str) -> bytes:
+        """Return the view of the peer at an address, as JSON."""
+        reply = await self._wire.call(address, MEMBERS, Nothing(), timeout_s=PROBE_TIMEOUT_S)
+        return reply.view
 
     async def probe(self) -> None:
         """Ask the peers that don't answer, until they do, for as long as this peer runs."""
         while True:
             await self._broke.wait()
             await asyncio.sleep(PROBE_EVERY_S)
-            broken = self._breaker.broken()
-            if not broken:
+            away = [member for name in self.health.away() if (member := self.view.find(name))]
+            if not away:
                 self._broke.clear()
-            await asyncio.gather(*(self.describe(peer) for peer in broken))
+            said = await asyncio.gather(*(self.hello(member) for member in away))
+            for member, answer in zip(away, said, strict=True):
+                if answer is not None:
+                    self._note_answer(member.name)
 
     def _address(self, peer: str) -> str:
-        return self.view.member(peer).address
+        member = self.view.find(peer)
+        if member is None:
+            raise PeerUnavailable(peer, "is not in the mesh any more")
+        return member.address
 
-    def _note_failure(self, peer: str, error: MeshError) -> None:
-        if self._breaker.failed(peer, self._clock()):
+    def _note_failure(self, peer: str, reason: str) -> None:
+        if self.health.failed(peer, self._clock()):
             # What others hold was asked while that one filled: ask anew.
             self._held.clear()
-            log.warning("peer away", peer=peer, reason=str(error))
+            log.warning("peer away", peer=peer, reason=reason)
             self._broke.set()
 
     def _note_answer(self, peer: str) -> None:
-        if self._breaker.answered(peer, self._clock()):
+        if self.health.answered(peer, self._clock()):
             self._held.clear()
             log.info("peer back", peer=peer)
 
 
+def placement(view: View) -> tuple[tuple[str, str, float, str], ...]:
+    """Return what the ring of a view hangs on."""
+    return tuple((m.name, m.zone, m.weight * m.portion, m.id) for m in view.placed)
+
+
 def ring_of(view: View) -> Ring:
     """Return the ring that every peer builds of this view."""
-    return Ring(RingMember(m.name, m.zone, m.weight) for m in view.members)
+    return Ring(RingMember(m.name, m.zone, m.weight * m.portion, m.id) for m in view.placed)

@@ -7,19 +7,24 @@ import os
 import socket as socketlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from uuid import UUID
 
 import structlog
 from prometheus_client import start_http_server
 
 from mesh.blocks import MIB
 from mesh.errors import MeshError, NotFound, Unusable
-from mesh.membership.view import View, peer_id
+from mesh.membership.membership import Membership
+from mesh.membership.open import MembershipSettings, StaticSettings, membership_of
+from mesh.membership.view import VIEW_FILE, Member, peer_id, view_of
 from mesh.metrics import Metrics
 from mesh.peer.catalog import Catalog
 from mesh.peer.neighbors import RingNeighbors
+from mesh.peer.presence import Presence
 from mesh.peer.reader import BlockReader
+from mesh.peer.repair import Repair
 from mesh.peer.report import Reporter
 from mesh.peer.server import PeerServer, Servicers
 from mesh.store.store import BlockStore, StoreSettings, open_store
@@ -28,6 +33,7 @@ from mesh.understore.table import MountTable
 from mesh.understore.understore import UnderStore, UnderStoreSettings
 from mesh.wire.channels import Channels, TlsSettings
 from mesh.wire.local import mount_socket
+from mesh.wire.passport import Passport
 
 log = structlog.get_logger()
 
@@ -39,8 +45,10 @@ class PeerSettings:
     """What one peer is told."""
 
     cluster: str
-    name: str
-    view: View
+    me: Member
+    """How the others are to know this peer; its id and run come from its store."""
+
+    membership: MembershipSettings
     listen: str
     """host:port."""
 
@@ -58,6 +66,15 @@ class PeerSettings:
     """What the daemon may use; a quarter of it for blocks in flight."""
 
     check_under_stores: bool = True
+    key_fingerprint: str = ""
+    """Of the cluster's key (`wire.passport`)."""
+
+    slow_start_s: float = 30.0
+    drain_s: float = 0.5
+    """Between the word that this peer leaves and the moment when it stops to serve; gossip
+    brings news to 32 peers in so long (fanout.md 6.3)."""
+
+    repair_bytes_per_s: int = 64 * MIB
     tls: TlsSettings | None = None
     under_stores: Mapping[str, UnderStore] = field(default_factory=dict)
     """By URL: used instead of opening them, by tests."""
@@ -71,6 +88,7 @@ class Peer:
     catalog: Catalog
     store: BlockStore
     neighbors: RingNeighbors
+    membership: Membership
     metrics: Metrics
 
 
@@ -100,29 +118,95 @@ async def running_peer(settings: PeerSettings) -> AsyncIterator[Peer]:
             open_store(
                 settings.store,
                 cluster=settings.cluster,
-                peer_id=peer_id(settings.cluster, settings.name),
+                peer_id=_given_id(settings),
                 metrics=metrics,
             )
         )
-        channels = Channels(settings.tls)
-        stack.push_async_callback(channels.aclose)
-        tasks = await stack.enter_async_context(_tasks())
-        neighbors = RingNeighbors(settings.view, settings.name, channels)
-        table = MountTable(settings.mounts, stores)
-        reader = BlockReader(
-            store, neighbors, table, tasks, metrics, memory_bytes=settings.memory_bytes // 4
-        )
-        catalog = Catalog(table, tasks, metrics, spool=settings.store.directory)
-        stack.callback(catalog.close)
-        reporter = Reporter(settings.cluster, store, neighbors, metrics)
-        tasks.create_task(store.keep_room(), name="keep room")
-        tasks.create_task(neighbors.probe(), name="probe")
-        server = PeerServer(Servicers(reader, catalog, reporter))
-        stack.push_async_callback(server.aclose)
-        await _listen(server, settings)
-        _export(settings.metrics_address, metrics, stack)
-        await server.ready()
-        yield Peer(reader, catalog, store, neighbors, metrics)
+        yield await _running(settings, stores, store, metrics, stack)
+
+
+async def _running(
+    settings: PeerSettings,
+    stores: Mapping[str, UnderStore],
+    store: BlockStore,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+) -> Peer:
+    """Build what works on the store, open the doors, and become a member of the mesh."""
+    me = replace(settings.me, id=store.peer_id, run=store.run)
+    passport = Passport(settings.cluster, settings.key_fingerprint, lambda: neighbors.view.epoch)
+    channels = Channels(
+        settings.tls,
+        passport=passport,
+        on_other_epoch=lambda address, epoch: presence.note_epoch(address, epoch),
+    )
+    stack.push_async_callback(channels.aclose)
+    tasks = await stack.enter_async_context(_tasks())
+    neighbors = RingNeighbors(view_of([me]), me.name, channels, metrics=metrics)
+    stack.push_async_callback(neighbors.aclose)
+    table = MountTable(settings.mounts, stores)
+    reader = BlockReader(
+        store, neighbors, table, tasks, metrics, memory_bytes=settings.memory_bytes // 4
+    )
+    catalog = Catalog(table, tasks, metrics, spool=settings.store.directory)
+    stack.callback(catalog.close)
+    repair = Repair(
+        store,
+        neighbors,
+        reader,
+        metrics,
+        bytes_per_s=settings.repair_bytes_per_s,
+        capacity_bytes=settings.store.capacity_bytes,
+    )
+    membership: Membership = membership_of(settings.membership, me, neighbors.hello)
+    view_path = settings.store.directory / VIEW_FILE
+    presence = Presence(membership, neighbors, me, view_path=view_path, moved=repair.due)
+    reporter = Reporter(settings.cluster, store, neighbors, metrics)
+    server = PeerServer(Servicers(reader, catalog, reporter), passport)
+    stack.push_async_callback(membership.aclose)
+    stack.push_async_callback(membership.leave)
+    stack.push_async_callback(server.aclose)
+    await _listen(server, settings)
+    _export(settings.metrics_address, metrics, stack)
+    for name, work in {
+        "keep room": store.keep_room(),
+        "probe": neighbors.probe(),
+        "repair": repair.run(),
+    }.items():
+        tasks.create_task(work, name=name)
+    await _enter(settings, membership, presence, store, tasks)
+    stack.push_async_callback(presence.drain, for_s=settings.drain_s)
+    await server.ready()
+    return Peer(reader, catalog, store, neighbors, membership, metrics)
+
+
+async def _enter(
+    settings: PeerSettings,
+    membership: Membership,
+    presence: Presence,
+    store: BlockStore,
+    tasks: asyncio.TaskGroup,
+) -> None:
+    """Become a member: nobody else's identity, nobody else's name, and not all at once."""
+    await membership.start()
+    await presence.check()
+    is_empty = store.block_count == 0
+    slow_start_s = settings.slow_start_s
+    if not (slow_start_s and is_empty and await presence.is_newcomer()):
+        slow_start_s = 0.0
+    await presence.enter(slowly=slow_start_s > 0)
+    await presence.look()
+    tasks.create_task(presence.follow(), name="follow the view")
+    tasks.create_task(presence.heal(), name="heal views")
+    if slow_start_s > 0:
+        tasks.create_task(presence.warm_up(slow_start_s), name="slow start")
+
+
+def _given_id(settings: PeerSettings) -> UUID | None:
+    """Return the identity that a list gives this peer; None where its store has it."""
+    if isinstance(settings.membership, StaticSettings):
+        return peer_id(settings.cluster, settings.me.name)
+    return None
 
 
 class _Over(Exception):

@@ -18,9 +18,9 @@ one, two owners that both miss would wait for each other for ever.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
+from itertools import takewhile
 from typing import Protocol
 
 import structlog
@@ -36,21 +36,22 @@ from mesh.blocks import (
     pieces_of,
 )
 from mesh.budget import Budget
+from mesh.clock import Clock, monotonic_s
 from mesh.errors import (
     BlockCorrupt,
     MeshError,
     NotFound,
-    PeerUnavailable,
-    Refused,
     Stale,
     StoreFull,
+    UnderStoreUnavailable,
 )
 from mesh.metrics import LOCAL, PEER, UNDER_STORE, Metrics
-from mesh.peer.flight import Flights, Landing
+from mesh.peer.flight import HEARTBEAT, Flights, Landing
 from mesh.store.store import BlockStore, BlockWriter
 from mesh.understore.table import attributes_of
 from mesh.understore.understore import UnderStore
 from mesh.wire.channels import HEARTBEAT_S
+from mesh.wire.hedged import Hedged
 from mesh.wire.messages import FetchReply, Piece
 
 log = structlog.get_logger()
@@ -73,17 +74,31 @@ class Neighbors(Protocol):
         """Whether this peer is one of those that the ring names for *key*."""
         ...
 
+    def may_bypass(self) -> bool:
+        """Whether the under-store may be asked after others have asked it in vain."""
+        ...
+
     def serve(
-        self, peer: str, file: FileVersion, index: int, first_piece: int
-    ) -> AsyncIterator[Piece]:
-        """Raises `PeerUnavailable` or what the peer raised."""
+        self, peers: Sequence[str], file: FileVersion, index: int, missing: Sequence[int]
+    ) -> Hedged:
+        """Return the pieces of a block from the first of *peers* that can give them."""
         ...
 
     def peek(
-        self, peer: str, file: FileVersion, index: int, first_piece: int
-    ) -> AsyncIterator[Piece]: ...
+        self, peers: Sequence[str], file: FileVersion, index: int, missing: Sequence[int]
+    ) -> Hedged:
+        """Return the pieces of a block from those of *peers* that have it."""
+        ...
 
-    async def other_holders(self, file: FileVersion, index: int) -> Sequence[str]:
+    def settle(self, hedged: Hedged) -> None:
+        """Learn from what became of a block's sources, and let those left over end."""
+        ...
+
+    def note_under_store(self, *, answers: bool) -> None:
+        """Learn whether the under-store answers this peer."""
+        ...
+
+    async def other_holders(self, file: FileVersion, index: int, *, wide: bool) -> Sequence[str]:
         """Return peers that have the block although one would think that we fill it."""
         ...
 
@@ -106,8 +121,10 @@ class BlockReader:
         metrics: Metrics,
         *,
         memory_bytes: int,
+        clock: Clock = monotonic_s,
     ) -> None:
         """Keep the bytes in flight under *memory_bytes*, half of it for fills."""
+        self._clock = clock
         self._store = store
         self._neighbors = neighbors
         self._under_stores = under_stores
@@ -122,7 +139,7 @@ class BlockReader:
 
     async def read(self, file: FileVersion, span: Span) -> FetchReply:
         """Bring a span to this host; return from which inode it can be read."""
-        started_s = time.monotonic()
+        started_s = self._clock()
         key = _checked(file, span.block_index)
         if span.stop_bytes > file.length_bytes(span.block_index):
             raise NotFound(f"block {key} ends before {span.stop_bytes}")
@@ -147,7 +164,7 @@ class BlockReader:
             # It landed and is being evicted already: from the beginning.
             await self._store.settled(file.id)
             return await self.read(file, span)
-        self._metrics.read_seconds.labels(landing.origin).observe(time.monotonic() - started_s)
+        self._metrics.read_seconds.labels(landing.origin).observe(self._clock() - started_s)
         return FetchReply(landing.inode, LEASE_S, landing.origin)
 
     async def recheck(self, file: FileVersion, index: int) -> None:
@@ -173,6 +190,7 @@ class BlockReader:
                 yield piece
             return
         landing = self._fills.board(file, index, self._fill, first_piece=first_piece)
+        yield HEARTBEAT  # it may take a while, but we are at it
         async for piece in landing.pieces(first_piece, beat_s=HEARTBEAT_S):
             yield self._sent(piece)
         self._metrics.served_blocks.inc()
@@ -180,12 +198,49 @@ class BlockReader:
     async def peek(
         self, file: FileVersion, index: int, first_piece: int
     ) -> AsyncGenerator[Piece, None]:
-        """Yield the pieces of a block that is here; `NotFound` if it is not."""
+        """Yield the pieces of a block that is here, or comes from the under-store now.
+
+        Raises `NotFound` for any other. It waits for nobody but the under-store.
+        """
         _checked(file, index)
-        if not await self._store.holds(file, index):
+        if await self._store.holds(file, index):
+            async for piece in self._stored(file, index, first_piece):
+                yield piece
+            return
+        landing = self._fills.under_way(file.key(index))
+        if landing is None or landing.origin != UNDER_STORE:
             raise NotFound(f"block {file.key(index)} is not here")
-        async for piece in self._stored(file, index, first_piece):
-            yield piece
+        async for piece in landing.pieces(first_piece, beat_s=HEARTBEAT_S):
+            yield self._sent(piece)
+        self._metrics.served_blocks.inc()
+
+    def filling(self, version: bytes) -> frozenset[int]:
+        """Return the blocks of a version that come from the under-store at this moment."""
+        return frozenset(
+            landing.index
+            for landing in self._fills.all()
+            if landing.origin == UNDER_STORE and landing.file.id == version
+        )
+
+    async def repair(self, file: FileVersion, index: int, holder: str) -> bool:
+        """Copy a block that this peer has come to own from a holder; False if that fails.
+
+        Does nothing while readers need the memory.
+        """
+        if self._fill_budget.is_half_spent() or await self._store.holds(file, index):
+            return False
+        try:
+            async with (
+                self._fill_budget.lend(file.length_bytes(index)),
+                self._store.writing(file, index) as writer,
+            ):
+                landing = Landing(file, index, 0)
+                if not await self._peeked(landing, writer, [holder]):
+                    return False
+                await writer.commit(is_copy=not self._neighbors.owns(file.key(index)))
+        except StoreFull:
+            return False
+        return True
 
     async def _stored(
         self, file: FileVersion, index: int, first_piece: int
@@ -205,45 +260,61 @@ class BlockReader:
 
     async def _find(self, landing: Landing) -> None:
         file, index = landing.file, landing.index
-        length_bytes = file.length_bytes(index)
-        async with self._read_budget.lend(length_bytes), AsyncExitStack() as stack:
-            writer: BlockWriter | None = None
-            for peer in self._neighbors.owners(file.key(index)):
-                if self._neighbors.is_me(peer):
-                    break
-                if writer is None:
-                    writer = await stack.enter_async_context(self._store.writing(file, index))
-                if await self._copied(landing, writer, peer):
-                    await writer.commit(is_copy=not self._neighbors.owns(file.key(index)))
-                    self._count_read(PEER, length_bytes)
+        key = file.key(index)
+        others = list(
+            takewhile(lambda p: not self._neighbors.is_me(p), self._neighbors.owners(key))
+        )
+        async with self._read_budget.lend(file.length_bytes(index)), AsyncExitStack() as stack:
+            if others:
+                writer = await stack.enter_async_context(self._store.writing(file, index))
+                if await self._served(landing, writer, others):
+                    await writer.commit(is_copy=not self._neighbors.owns(key))
+                    self._count_read(PEER, file.length_bytes(index))
                     return
             await self._follow_fill(landing)
 
-    async def _copied(self, landing: Landing, writer: BlockWriter, peer: str) -> bool:
-        """Take the missing pieces from *peer*; False when another source must go on."""
+    async def _served(self, landing: Landing, writer: BlockWriter, peers: Sequence[str]) -> bool:
+        """Take the missing pieces from *peers*; False when another source must go on."""
         landing.origin = PEER
-        file, index = landing.file, landing.index
-        key = str(file.key(index))
-        try:
-            await self._copy(landing, writer, peer)
-        except (Stale, Refused, StoreFull):
-            raise
-        except MeshError as error:
-            self._metrics.failovers.labels(type(error).__name__).inc()
-            log.info("read goes on elsewhere", block=key, peer=peer, reason=str(error))
-            return False
-        log.debug("read", block=key, source=peer)
-        return not landing.missing
+        hedged = self._neighbors.serve(peers, landing.file, landing.index, landing.missing)
+        if await self._taken(hedged, landing, writer):
+            return True
+        errors = [source.error for source in hedged.sources if source.error is not None]
+        for error in errors:
+            if isinstance(error, UnderStoreUnavailable) and not self._neighbors.may_bypass():
+                raise error
+        return False
 
-    async def _copy(self, landing: Landing, writer: BlockWriter, peer: str) -> None:
-        file, index = landing.file, landing.index
-        missing = landing.missing
-        source = self._neighbors.serve(peer, file, index, missing[0])
-        async for piece in source:
-            if piece.number not in missing:
-                continue
-            await self._keep(landing, writer, piece, peer)
-            self._metrics.peer_bytes.labels(peer).inc(len(piece.data))
+    async def _taken(self, hedged: Hedged, landing: Landing, writer: BlockWriter | None) -> bool:
+        """Take from the sources of a block what is missing; False when they had not all."""
+        block = str(landing.file.key(landing.index))
+        wanted = set(landing.missing)
+        try:
+            async with aclosing(hedged.pieces()) as pieces:
+                async for source, piece in pieces:
+                    if piece.number not in wanted:
+                        continue
+                    try:
+                        await self._keep(landing, writer, piece, source.peer)
+                    except BlockCorrupt as error:
+                        hedged.give_up(source, error)
+                        continue
+                    self._metrics.peer_bytes.labels(source.peer).inc(len(piece.data))
+                    wanted.discard(piece.number)
+                    if not wanted:
+                        break
+        finally:
+            self._neighbors.settle(hedged)
+        for source in hedged.sources:
+            if source.error is not None:
+                self._metrics.failovers.labels(type(source.error).__name__).inc()
+                log.info(
+                    "read goes on elsewhere",
+                    block=block,
+                    peer=source.peer,
+                    reason=str(source.error),
+                )
+        return not wanted
 
     async def _keep(
         self, landing: Landing, writer: BlockWriter | None, piece: Piece, whence: str
@@ -271,7 +342,10 @@ class BlockReader:
                 landing.origin = fill.origin
                 landing.land(piece, fill.inode)
         await fill.wait_end()
-        self._count_read(fill.origin, file.length_bytes(index))
+        length_bytes = file.length_bytes(index)
+        self._count_read(fill.origin, length_bytes)
+        if fill.origin == UNDER_STORE and not self._neighbors.owns(file.key(index)):
+            self._metrics.bypass_bytes.inc(length_bytes)
 
     def _count_read(self, source: str, length_bytes: int) -> None:
         self._metrics.read_blocks.labels(source).inc()
@@ -303,43 +377,50 @@ class BlockReader:
             landing.land(Piece(number, crc, data), 0 if record is None else record.inode)
 
     async def _bring(self, landing: Landing, writer: BlockWriter | None) -> None:
-        for peer in await self._neighbors.other_holders(landing.file, landing.index):
-            if await self._peeked(landing, writer, peer):
-                return
-        landing.origin = UNDER_STORE
-        await self._bring_from_under_store(landing, writer)
-
-    async def _peeked(self, landing: Landing, writer: BlockWriter | None, peer: str) -> bool:
-        landing.origin = PEER
         file, index = landing.file, landing.index
+        holders = await self._neighbors.other_holders(file, index, wide=False)
+        if holders and await self._peeked(landing, writer, holders):
+            return
+        landing.origin = UNDER_STORE
         try:
-            async for piece in self._neighbors.peek(peer, file, index, landing.first_piece):
-                await self._keep(landing, writer, piece, peer)
-                self._metrics.peer_bytes.labels(peer).inc(len(piece.data))
-        except (NotFound, PeerUnavailable, BlockCorrupt) as error:
-            log.info("peek failed", block=str(file.key(index)), peer=peer, reason=str(error))
-            return False
-        return not landing.missing
+            await self._bring_from_under_store(landing, writer)
+            self._neighbors.note_under_store(answers=True)
+        except UnderStoreUnavailable:
+            self._neighbors.note_under_store(answers=False)
+            landing.origin = PEER
+            holders = await self._neighbors.other_holders(file, index, wide=True)
+            if not holders or not await self._peeked(landing, writer, holders):
+                raise
+
+    async def _peeked(
+        self, landing: Landing, writer: BlockWriter | None, holders: Sequence[str]
+    ) -> bool:
+        landing.origin = PEER
+        missing = landing.missing
+        hedged = self._neighbors.peek(holders, landing.file, landing.index, missing)
+        return await self._taken(hedged, landing, writer)
 
     async def _bring_from_under_store(self, landing: Landing, writer: BlockWriter | None) -> None:
         file, index = landing.file, landing.index
-        started_s = time.monotonic()
+        started_s = self._clock()
         offset_bytes = index * file.block_bytes
         length_bytes = file.length_bytes(index)
         store = self._under_stores.store_of(file)
+        missing = set(landing.missing)
         number = 0
         try:
             async for run in store.read(file.path, attributes_of(file), offset_bytes, length_bytes):
                 view = memoryview(run)
                 for start_bytes in range(0, len(view), PIECE_BYTES):
                     data = view[start_bytes : start_bytes + PIECE_BYTES]
-                    await self._put(landing, writer, Piece(number, crc32c(data), data))
+                    if number in missing:  # a peer that died may have sent the others
+                        await self._put(landing, writer, Piece(number, crc32c(data), data))
                     number += 1
         except NotFound as error:
             raise Stale(f"{file.path} was removed from {file.source}") from error
         self._metrics.fills.inc()
         self._metrics.fill_bytes.inc(length_bytes)
-        took_ms = (time.monotonic() - started_s) * 1000
+        took_ms = (self._clock() - started_s) * 1000
         log.debug(
             "fill", block=str(file.key(index)), size_bytes=length_bytes, took_ms=round(took_ms, 1)
         )

@@ -10,12 +10,28 @@ from importlib.metadata import version
 
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import IsADirectory, MeshError
+from mesh.membership.view import member_to_json, view_to_json
 from mesh.metrics import Metrics, by_label, total
 from mesh.peer.neighbors import OWNERS, RingNeighbors
 from mesh.store.store import BlockStore
-from mesh.wire.messages import Description, Location, MountReport, Overview, StatReply
+from mesh.wire.messages import (
+    Description,
+    HelloReply,
+    InventoryReply,
+    Location,
+    MembersReply,
+    MountReport,
+    Overview,
+    StatReply,
+)
 
 RELEASE = version("mesh-cache")
+INVENTORY_PAGE = 256
+"""Versions on a page of the inventory; with 10,000 blocks each, 320 KiB."""
+
+HELD_TIMEOUT_S = 1.0
+"""A person can wait for what a read would not."""
+
 MOUNT_SILENT_S = 10.0
 """A mount reports each second; one that has not for so long is gone."""
 
@@ -38,7 +54,8 @@ class Reporter:
         self._metrics = metrics
         self._clock = clock
         self._started_s = clock()
-        self._shares = neighbors.ring.shares()
+        self._ring = neighbors.ring
+        self._ring_shares = neighbors.ring.shares()
         self._mounts: dict[tuple[str, int], tuple[float, MountReport]] = {}
         self._left_bytes: Tally[str] = Tally()  # of mounts that are gone
         self._left_blocks: Tally[str] = Tally()
@@ -54,6 +71,21 @@ class Reporter:
                 del self._mounts[key]
         for used in report.used_versions:
             self._store.touch(used)
+
+    def _shares(self) -> dict[str, float]:
+        if self._ring is not self._neighbors.ring:
+            self._ring = self._neighbors.ring
+            self._ring_shares = self._ring.shares()
+        return self._ring_shares
+
+    def hello(self) -> HelloReply:
+        """Say who this peer is."""
+        return HelloReply(member_to_json(self._neighbors.view.member(self._neighbors.me)))
+
+    def members(self, *, unless_epoch: int = -1) -> MembersReply:
+        """Say who is in the mesh; nothing when the asker has the view of that epoch."""
+        view = self._neighbors.view
+        return MembersReply(b"" if view.epoch == unless_epoch else view_to_json(view))
 
     def describe(self) -> Description:
         """Say how this peer is."""
@@ -93,8 +125,16 @@ class Reporter:
                     if now_s - heard_s <= MOUNT_SILENT_S
                 )
             ),
-            ring_share=self._shares[member.name],
+            ring_share=self._shares().get(member.name, 0.0),
             pid=os.getpid(),
+            state=member.state.value,
+            id=member.id,
+            epoch=self._neighbors.view.epoch,
+            hedges=total(metrics.hedges),
+            bypass_bytes=total(metrics.bypass_bytes),
+            repair_pending_blocks=total(metrics.repair_pending_blocks),
+            repaired_bytes=total(metrics.repaired_bytes),
+            portion=member.portion,
         )
 
     async def overview(self) -> Overview:
@@ -107,7 +147,25 @@ class Reporter:
         if self._neighbors.is_me(peer):
             return self.describe()
         answer = await self._neighbors.describe(peer)
-        return answer if answer.is_up else replace(answer, ring_share=self._shares[peer])
+        member = self._neighbors.view.find(peer)
+        state = "" if member is None else member.state.value
+        share = self._shares().get(peer, 0.0)
+        return replace(answer, state=state, ring_share=share)
+
+    async def inventory(self, after: bytes) -> InventoryReply:
+        """Return a page of the versions that have blocks here."""
+        return await asyncio.to_thread(self._inventory, after)
+
+    def _inventory(self, after: bytes) -> InventoryReply:
+        index = self._store.index
+        files = index.files_after(after, INVENTORY_PAGE)
+        stock = []
+        for version_id, record in files:
+            file = record.version()
+            if file is not None and file.id == version_id:
+                kept = frozenset(number for number, _ in index.blocks(version_id))
+                stock.append((file, kept))
+        return InventoryReply(tuple(stock), is_last=len(files) < INVENTORY_PAGE)
 
     def held(self, version_id: bytes) -> frozenset[int]:
         """Return which blocks of a version are here."""
@@ -118,12 +176,11 @@ class Reporter:
         file = found.file
         if file is None:
             raise IsADirectory("a directory has no blocks")
-        names = [member.name for member in self._neighbors.view.members]
+        others = [m.name for m in self._neighbors.view.here if m.name != self._neighbors.me]
         answers = await asyncio.gather(
-            *(self._neighbors.held(name, file) for name in names if name != self._neighbors.me),
+            *(self._neighbors.held(name, file, timeout_s=HELD_TIMEOUT_S) for name in others),
             return_exceptions=True,
         )
-        others = [name for name in names if name != self._neighbors.me]
         held = {self._neighbors.me: self.held(file.id)}
         unreachable = []
         for name, answer in zip(others, answers, strict=True):

@@ -8,6 +8,7 @@ Unix socket for its mounts, which alone may ask it to bring blocks here.
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from mesh.blocks import Span
+from mesh.clock import monotonic_s
 from mesh.errors import MeshError
 from mesh.peer.catalog import Catalog
 from mesh.peer.flight import HEARTBEAT
@@ -27,8 +29,11 @@ from mesh.wire.codec import (
     DESCRIBE,
     FETCH,
     HELD,
+    HELLO,
+    INVENTORY,
     LIST,
     LOCATE,
+    MEMBERS,
     OVERVIEW,
     PEEK,
     REPORT,
@@ -45,10 +50,14 @@ from mesh.wire.messages import (
     FetchRequest,
     HeldReply,
     HeldRequest,
+    HelloReply,
+    InventoryReply,
+    InventoryRequest,
     ListReply,
     ListRequest,
     LocateRequest,
     Location,
+    MembersReply,
     MountReport,
     Nothing,
     Overview,
@@ -56,6 +65,7 @@ from mesh.wire.messages import (
     StatReply,
     StatRequest,
 )
+from mesh.wire.passport import EPOCH, Passport, words_of
 
 log = structlog.get_logger()
 
@@ -64,6 +74,8 @@ SENDS_MAX = 32
 so this bounds what neighbors can make us hold: 128 MiB with blocks of 4 MiB."""
 
 STOP_GRACE_S = 2.0
+REFUSED_AGAIN_S = 60.0
+REFUSED_KEPT_MAX = 1024
 Q = TypeVar("Q")
 A = TypeVar("A")
 
@@ -92,11 +104,13 @@ class Servicers:
     ) -> AsyncGenerator[Piece, None]:
         waited = False
         while not waited:
+            if self._sends.locked():
+                yield HEARTBEAT  # busy, but alive
             try:
                 async with asyncio.timeout(HEARTBEAT_S):
                     waited = await self._sends.acquire()
             except TimeoutError:
-                yield HEARTBEAT
+                continue
         try:
             sent = verb(request.file, request.index, request.first_piece)
             async with aclosing(sent) as pieces:
@@ -106,7 +120,11 @@ class Servicers:
             self._sends.release()
 
     async def held(self, request: HeldRequest) -> HeldReply:
-        return HeldReply(self._reporter.held(request.file.id))
+        version = request.file.id
+        return HeldReply(self._reporter.held(version) | self._reader.filling(version))
+
+    async def inventory(self, request: InventoryRequest) -> InventoryReply:
+        return await self._reporter.inventory(request.after)
 
     async def stat(self, request: StatRequest) -> StatReply:
         return await self._catalog.stat(request.path, refresh=request.refresh)
@@ -123,9 +141,15 @@ class Servicers:
         span = Span(request.index, request.start_bytes, request.size_bytes)
         return await self._reader.read(request.file, span)
 
-    async def report(self, request: MountReport) -> Nothing:
+    async def report(self, request: MountReport) -> MembersReply:
         self._reporter.take(request)
-        return Nothing()
+        return self._reporter.members(unless_epoch=request.epoch)
+
+    async def hello(self, request: Nothing) -> HelloReply:
+        return self._reporter.hello()
+
+    async def members(self, request: Nothing) -> MembersReply:
+        return self._reporter.members()
 
     async def describe(self, request: Nothing) -> Description:
         return self._reporter.describe()
@@ -140,21 +164,25 @@ class Servicers:
 class PeerServer:
     """The gRPC servers of one peer."""
 
-    def __init__(self, servicers: Servicers) -> None:
+    def __init__(self, servicers: Servicers, passport: Passport) -> None:
+        self._border = Border(passport)
         self._health = health.aio.HealthServicer()
         neighbors: list[tuple[Method[Any, Any], Any]] = [
-            _stream(SERVE, servicers.serve),
-            _stream(PEEK, servicers.peek),
-            _unary(HELD, servicers.held),
-            _unary(STAT, servicers.stat),
-            _unary(LIST, servicers.list_directory),
-            _unary(DESCRIBE, servicers.describe),
+            _stream(self._border, SERVE, servicers.serve),
+            _stream(self._border, PEEK, servicers.peek),
+            _unary(self._border, HELD, servicers.held),
+            _unary(self._border, INVENTORY, servicers.inventory),
+            _unary(self._border, HELLO, servicers.hello),
+            _unary(self._border, MEMBERS, servicers.members),
+            _unary(self._border, STAT, servicers.stat),
+            _unary(self._border, LIST, servicers.list_directory),
+            _unary(self._border, DESCRIBE, servicers.describe),
         ]
         self._neighbor_methods = neighbors
         self._host_methods = [
             *neighbors,
-            _unary(OVERVIEW, servicers.overview),
-            _unary(LOCATE, servicers.locate),
+            _unary(self._border, OVERVIEW, servicers.overview),
+            _unary(self._border, LOCATE, servicers.locate),
         ]
         self._servers: list[grpc.aio.Server] = []
         self._local = LocalServer(
@@ -191,9 +219,13 @@ class PeerServer:
         for service in ("", SERVE.service, STAT.service):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
+    async def drain(self) -> None:
+        """Say to whoever asks for our health that we stop soon."""
+        await self._health.enter_graceful_shutdown()
+
     async def aclose(self) -> None:
         """Say that we leave, let what is under way end, and stop."""
-        await self._health.enter_graceful_shutdown()
+        await self.drain()
         await asyncio.gather(
             self._local.aclose(grace_s=STOP_GRACE_S),
             *(server.stop(STOP_GRACE_S) for server in self._servers),
@@ -211,8 +243,38 @@ class PeerServer:
         return server
 
 
-def _unary(method: Method[Q, A], call: Callable[[Q], Awaitable[A]]) -> tuple[Method[Q, A], Any]:
+class Border:
+    """Looks at the passports of callers."""
+
+    def __init__(self, passport: Passport) -> None:
+        self._passport = passport
+        self._refused: OrderedDict[str, float] = OrderedDict()
+
+    async def check(self, context: Any) -> None:
+        """Refuse a caller of another mesh; tell one that has another epoch."""
+        words = words_of(context.invocation_metadata())
+        if objection := self._passport.objection(words):
+            self._say(context.peer(), objection)
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"refused: {objection}")
+        if self._passport.other_epoch(words) is not None:
+            context.set_trailing_metadata(((EPOCH, f"{self._passport.epoch():016x}"),))
+
+    def _say(self, caller: str, objection: str) -> None:
+        """Log who was refused, each host once a minute."""
+        host = caller.rpartition(":")[0]
+        now_s = monotonic_s()
+        if now_s - self._refused.get(host, -REFUSED_AGAIN_S) >= REFUSED_AGAIN_S:
+            self._refused[host] = now_s
+            log.warning("caller refused", caller=caller, reason=objection)
+        while len(self._refused) > REFUSED_KEPT_MAX:
+            self._refused.popitem(last=False)
+
+
+def _unary(
+    border: Border, method: Method[Q, A], call: Callable[[Q], Awaitable[A]]
+) -> tuple[Method[Q, A], Any]:
     async def answer(request: Q, context: Any) -> A:
+        await border.check(context)
         try:
             return await call(request)
         except Exception as error:
@@ -228,9 +290,10 @@ def _unary(method: Method[Q, A], call: Callable[[Q], Awaitable[A]]) -> tuple[Met
 
 
 def _stream(
-    method: Method[Q, A], call: Callable[[Q], AsyncGenerator[A, None]]
+    border: Border, method: Method[Q, A], call: Callable[[Q], AsyncGenerator[A, None]]
 ) -> tuple[Method[Q, A], Any]:
     async def answer(request: Q, context: Any) -> None:
+        await border.check(context)
         try:
             # Closed here and now when the caller hangs up: it holds a place among the sends.
             async with aclosing(call(request)) as replies:

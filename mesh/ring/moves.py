@@ -1,7 +1,7 @@
 """What changes hands between two rings, to the place: arithmetic only.
 
-    before   ── a ──┬─── b ───┬── a ──
-    after    ── a ──┬ c ┬─ b ─┬── a ──      moved: the arc under c, from b to c
+before   ── a ──┬─── b ───┬── a ──
+after    ── a ──┬ c ┬─ b ─┬── a ──      moved: the arc under c, from b to c
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ sync follows each second): it says what a cache has, and the cache can always be
 thrown away. Readers may be in any process; the writer is one thread of the peer.
 
     table    key                          value
-    files    version (16)                 FileRecord: size, block size, last use
+    files    version (16)                 FileRecord: size, block size, last use, name
     blocks   version (16) + index (u32)   BlockRecord: length, flags, stamp, inode, CRCs
     inline   version (16)                 the bytes of a version of up to 64 KiB
     meta     b"trusted_since"             u64: stamps below it are not believed
@@ -26,13 +26,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lmdb
+import msgspec
 
-from mesh.blocks import GIB, BlockKey
+from mesh.blocks import GIB, BlockKey, FileVersion, version_of
 
 MAP_BYTES = 64 * GIB
 """Address space, not disk: enough for a billion blocks; the file grows as needed."""
@@ -91,12 +92,39 @@ class FileRecord:
     used_s: int
     """When it was last read, on the wall clock; decides only the order of eviction."""
 
+    source: str = ""
+    path: str = ""
+    tag: str = ""
+    """With the sizes, all that names a version; "" in records of older meshes."""
+
     def pack(self) -> bytes:
-        return _FILE.pack(self.size_bytes, self.block_bytes, self.used_s)
+        head = _FILE.pack(self.size_bytes, self.block_bytes, self.used_s)
+        parts = (part.encode("utf-8", "surrogateescape") for part in self._name)
+        return head + msgspec.msgpack.encode(tuple(parts))
 
     @classmethod
     def unpack(cls, value: bytes) -> FileRecord:
-        return cls(*_FILE.unpack(value))
+        head = _FILE.unpack_from(value)
+        if len(value) == _FILE.size:
+            return cls(*head)
+        parts = msgspec.msgpack.decode(value[_FILE.size :], type=tuple[bytes, bytes, bytes])
+        return cls(*head, *(part.decode("utf-8", "surrogateescape") for part in parts))
+
+    def version(self) -> FileVersion | None:
+        """Return the version that this is a record of; None if it does not say so."""
+        if not self.source:
+            return None
+        return version_of(
+            source=self.source,
+            path=self.path,
+            size_bytes=self.size_bytes,
+            tag=self.tag,
+            block_bytes=self.block_bytes,
+        )
+
+    @property
+    def _name(self) -> tuple[str, str, str]:
+        return self.source, self.path, self.tag
 
 
 def block_key(key: BlockKey) -> bytes:
@@ -144,6 +172,16 @@ class Index:
         """Return all versions that have blocks here."""
         with self.env.begin(db=self._files) as txn:
             return [(bytes(k), FileRecord.unpack(v)) for k, v in txn.cursor()]
+
+    def files_after(self, version: bytes, count: int) -> list[tuple[bytes, FileRecord]]:
+        """Return so many versions that have blocks here, those after *version* by id."""
+        found: list[tuple[bytes, FileRecord]] = []
+        with self.env.begin(db=self._files) as txn, txn.cursor() as cursor:
+            more = cursor.set_range(version + b"\0" if version else b"")
+            while more and len(found) < count:
+                found.append((bytes(cursor.key()), FileRecord.unpack(cursor.value())))
+                more = cursor.next()
+        return found
 
     def blocks(self, version: bytes) -> list[tuple[int, BlockRecord]]:
         """Return the blocks that are here of one version, by index."""
@@ -202,8 +240,7 @@ class Index:
         value = txn.get(version, db=self._files)
         if value is not None:
             old = FileRecord.unpack(value)
-            new = FileRecord(old.size_bytes, old.block_bytes, used_s)
-            txn.put(version, new.pack(), db=self._files)
+            txn.put(version, replace(old, used_s=used_s).pack(), db=self._files)
 
     def trust_since(self, txn: Any, stamp: int) -> None:
         txn.put(b"trusted_since", _U64.pack(stamp), db=self._meta)

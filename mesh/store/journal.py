@@ -17,7 +17,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import lmdb
 import msgspec
@@ -25,8 +25,9 @@ import msgspec
 from mesh.blocks import MIB
 from mesh.errors import Unusable
 
-SCHEMA = 1
-"""Of the data directory. A newer one is refused, an older one would be converted here."""
+SCHEMA = 2
+"""Of the data directory. A newer one is refused. 2 names the path of each version, which
+1 did not; what 1 wrote is read as it is."""
 
 FREE_BYTES_MIN = 64 * MIB
 """Under this a node cannot keep even its tables."""
@@ -54,6 +55,7 @@ class Claim:
     """A data directory that is ours until `release`."""
 
     directory: Path
+    identity: Identity
     boot: Boot
     """`number` of this start; `clean` tells how the one before it ended."""
 
@@ -73,8 +75,11 @@ class Claim:
         os.close(self.lock_fd)
 
 
-def claim(directory: Path, *, cluster: str, peer_id: UUID) -> Claim:
-    """Take *directory* for this peer; Unusable with the reason when it can't be had."""
+def claim(directory: Path, *, cluster: str, peer_id: UUID | None) -> Claim:
+    """Take *directory* for this peer; Unusable with the reason when it can't be had.
+
+    Without *peer_id* the peer is who the directory says, or somebody new if it is empty.
+    """
     _check_room(directory)
     if not directory.exists():
         directory.mkdir(mode=0o700, parents=True)
@@ -85,8 +90,9 @@ def claim(directory: Path, *, cluster: str, peer_id: UUID) -> Claim:
         )
     lock_fd = _lock(directory)
     try:
-        _check_identity(directory, cluster, peer_id)
-        return _take(directory, lock_fd, Identity(SCHEMA, cluster, str(peer_id)))
+        known = _check_identity(directory, cluster, peer_id)
+        identity = Identity(SCHEMA, cluster, str(peer_id or known or uuid4()))
+        return _take(directory, lock_fd, identity)
     except BaseException:
         os.close(lock_fd)
         raise
@@ -122,16 +128,16 @@ def _lock(directory: Path) -> int:
     return fd
 
 
-def _check_identity(directory: Path, cluster: str, peer_id: UUID) -> None:
-    """Look, without changing anything, whether the directory is this peer's."""
+def _check_identity(directory: Path, cluster: str, peer_id: UUID | None) -> UUID | None:
+    """Look, without changing anything, whether the directory is this peer's; say whose."""
     journal = directory / "journal"
     if not (journal / "data.mdb").exists():
-        return
+        return None
     env = lmdb.open(str(journal), readonly=True, lock=False, map_size=MAP_BYTES)
     with env, env.begin() as txn:
         value = txn.get(b"identity")
     if value is None:
-        return
+        return None
     found = msgspec.json.decode(value, type=Identity)
     if found.schema > SCHEMA:
         raise Unusable(
@@ -143,11 +149,12 @@ def _check_identity(directory: Path, cluster: str, peer_id: UUID) -> None:
             f'store.directory {directory} belongs to cluster "{found.cluster}", not "{cluster}"; '
             "name another directory or mend cluster.name"
         )
-    if found.peer != str(peer_id):
+    if peer_id is not None and found.peer != str(peer_id):
         raise Unusable(
             f"store.directory {directory} belongs to another peer ({found.peer}); "
             "give each peer a directory of its own or mend peer.name"
         )
+    return UUID(found.peer)
 
 
 def _take(directory: Path, lock_fd: int, identity: Identity) -> Claim:
@@ -160,4 +167,4 @@ def _take(directory: Path, lock_fd: int, identity: Identity) -> Claim:
         last = Boot(0, clean=True) if value is None else msgspec.json.decode(value, type=Boot)
         txn.put(b"identity", msgspec.json.encode(identity))
         txn.put(b"boot", msgspec.json.encode(Boot(last.number + 1, clean=False)))
-    return Claim(directory, Boot(last.number + 1, last.clean), env, lock_fd)
+    return Claim(directory, identity, Boot(last.number + 1, last.clean), env, lock_fd)

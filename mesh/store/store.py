@@ -74,6 +74,10 @@ class BlockStore:
         clock: Clock,
     ) -> None:
         self.index = index
+        self.peer_id = taken.identity.peer
+        self.run = taken.boot.number
+        """How often this directory was opened, this time included."""
+
         self.extents = Extents(settings.directory / "data")
         self.block_count, self.used_bytes = index.usage()
         self._settings = settings
@@ -244,7 +248,9 @@ class BlockStore:
     ) -> None:
         """Say that a block is here. For `BlockWriter`."""
         key = file.key(index)
-        about = FileRecord(file.size_bytes, file.block_bytes, int(time.time()))
+        about = FileRecord(
+            file.size_bytes, file.block_bytes, int(time.time()), file.source, file.path, file.tag
+        )
 
         def put(txn: object) -> bool:
             if inline is not None:
@@ -416,14 +422,15 @@ async def open_store(
     settings: StoreSettings,
     *,
     cluster: str,
-    peer_id: UUID,
+    peer_id: UUID | None = None,
     metrics: Metrics | None = None,
     clock: Clock = monotonic_s,
 ) -> AsyncIterator[BlockStore]:
     """Open the store of this peer; `Unusable` when its directory can't be had.
 
-    Left without an exception, it marks the stop as clean. After any other end
-    each block is checked before its first use.
+    Without *peer_id*, `BlockStore.peer_id` says whose blocks the directory has. Left
+    without an exception, it marks the stop as clean. After any other end each block is
+    checked before its first use.
     """
     threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
     loop = asyncio.get_running_loop()

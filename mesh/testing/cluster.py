@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mesh.blocks import GIB, MIB
 from mesh.client.client import ClientSettings, MeshClient, open_client
-from mesh.membership.view import Member, View, view_of
+from mesh.membership.open import StaticSettings
+from mesh.membership.view import Member, State, View, peer_id, view_of
 from mesh.peer.peer import Peer, PeerSettings, running_peer
 from mesh.store.store import StoreSettings
 from mesh.testing.memory import SOURCE
@@ -30,7 +31,10 @@ class Cluster:
         capacity_bytes: int = GIB,
     ) -> None:
         self.root = root
-        self.view: View = view_of(Member(name, f"127.0.0.1:{free_port()}") for name in names)
+        self.view: View = view_of(
+            Member(name, f"127.0.0.1:{free_port()}", id=str(peer_id("test", name)))
+            for name in names
+        )
         self.peers: dict[str, Peer] = {}
         self._stacks: dict[str, AsyncExitStack] = {}
         self._under_store = under_store
@@ -47,8 +51,8 @@ class Cluster:
         """Start a peer, on the data that it had if it ran before."""
         settings = PeerSettings(
             cluster="test",
-            name=name,
-            view=self.view,
+            me=Member(name, self.view.member(name).address, state=State.JOINING, is_placed=False),
+            membership=StaticSettings(cluster="test", listed=self.view.members),
             listen=self.view.member(name).address,
             socket=self.root / f"{name}.sock",
             store=StoreSettings(
@@ -60,6 +64,7 @@ class Cluster:
             memory_bytes=64 * MIB,
             under_stores=self._stores,
             check_under_stores=False,
+            drain_s=0.0,
         )
         stack = AsyncExitStack()
         self.peers[name] = await stack.enter_async_context(running_peer(settings))
@@ -79,6 +84,7 @@ class Cluster:
         read the store itself: `tests/system` has those.
         """
         settings = ClientSettings(
+            cluster="test",
             name=name,
             view=self.view,
             socket=self.root / f"{name}.sock",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from crc32c import crc32c
 
@@ -19,17 +19,22 @@ from mesh.blocks import (
     DirectoryEntry,
     FileVersion,
     piece_count,
+    piece_order,
     version_of,
 )
+from mesh.clock import monotonic_s
 from mesh.errors import (
     MeshError,
     NotADirectory,
     NotFound,
     PeerUnavailable,
+    Refused,
     Stale,
     UnderStoreUnavailable,
 )
+from mesh.peer.health import Hedging
 from mesh.understore.understore import PAGE_ENTRIES, UnderStore
+from mesh.wire.hedged import Hedged, Strays
 from mesh.wire.messages import Piece
 
 SOURCE = "memory://test"
@@ -135,6 +140,37 @@ class MemoryUnderStore:
             raise self.error
 
 
+class DistantUnderStore:
+    """An under-store as one peer reaches it: late, and sometimes not at all."""
+
+    def __init__(
+        self,
+        store: UnderStore,
+        *,
+        delay_s: Callable[[], float],
+        is_reached: Callable[[], bool],
+        timeout_s: float = 2.0,
+    ) -> None:
+        self._store = store
+        self._delay_s = delay_s
+        self._is_reached = is_reached
+        self._timeout_s = timeout_s
+
+    async def read(
+        self, path: str, stat: Attributes, offset_bytes: int, size_bytes: int
+    ) -> AsyncIterator[bytes]:
+        await self._travel()
+        async for run in self._store.read(path, stat, offset_bytes, size_bytes):
+            await self._travel()
+            yield run
+
+    async def _travel(self) -> None:
+        await asyncio.sleep(self._delay_s())
+        if not self._is_reached():
+            await asyncio.sleep(self._timeout_s)
+            raise UnderStoreUnavailable(f"no answer in {self._timeout_s:g} s")
+
+
 class OneUnderStore:
     """A mount table of one."""
 
@@ -159,6 +195,8 @@ class MemoryNeighbors:
         """Peers whose bytes do not match their checksum."""
 
         self.asked: Counter[str] = Counter()
+        self.under_store_answers = True
+        self._strays = Strays()
 
     def owners(self, key: BlockKey) -> list[str]:
         return self.order
@@ -169,9 +207,45 @@ class MemoryNeighbors:
     def owns(self, key: BlockKey) -> bool:
         return self.me in self.order
 
-    async def serve(
+    def may_bypass(self) -> bool:
+        return True
+
+    def note_under_store(self, *, answers: bool) -> None:
+        self.under_store_answers = answers
+
+    def serve(
+        self, peers: Sequence[str], file: FileVersion, index: int, missing: Sequence[int]
+    ) -> Hedged:
+        return self._hedged(self.served, peers, file, index, missing)
+
+    def peek(
+        self, peers: Sequence[str], file: FileVersion, index: int, missing: Sequence[int]
+    ) -> Hedged:
+        return self._hedged(self.served, peers, file, index, missing)
+
+    def _hedged(
+        self,
+        verb: Callable[[str, FileVersion, int, int], AsyncIterator[Piece]],
+        peers: Sequence[str],
+        file: FileVersion,
+        index: int,
+        missing: Sequence[int],
+    ) -> Hedged:
+        return Hedged(
+            peers,
+            lambda peer: verb(peer, file, index, missing[0] if missing else 0),
+            Hedging(),
+            monotonic_s,
+            answers=(Stale, Refused),
+        )
+
+    def settle(self, hedged: Hedged) -> None:
+        self._strays.take(hedged)
+
+    async def served(
         self, peer: str, file: FileVersion, index: int, first_piece: int
     ) -> AsyncIterator[Piece]:
+        """Yield what *peer* sends when it is asked for a block."""
         self.asked[peer] += 1
         await asyncio.sleep(0)
         if peer in self.dead:
@@ -179,17 +253,16 @@ class MemoryNeighbors:
         data = self.held[peer].get(file.key(index))
         if data is None:
             raise NotFound(f"{file.key(index)} on {peer}")
-        for number in range(piece_count(len(data))):
+        count = piece_count(len(data))
+        for number in piece_order(count, first=first_piece % count):
             if number == self.dies_after_pieces.get(peer):
                 raise PeerUnavailable(peer, "killed by the test half-way")
             part = data[number * PIECE_BYTES : (number + 1) * PIECE_BYTES]
             crc = crc32c(part)
             yield Piece(number, crc ^ 1 if peer in self.lies else crc, part)
 
-    def peek(
-        self, peer: str, file: FileVersion, index: int, first_piece: int
-    ) -> AsyncIterator[Piece]:
-        return self.serve(peer, file, index, first_piece)
-
-    async def other_holders(self, file: FileVersion, index: int) -> Sequence[str]:
-        return []
+    async def other_holders(self, file: FileVersion, index: int, *, wide: bool) -> Sequence[str]:
+        """In a quiet mesh nobody is asked but when the under-store is away."""
+        if not wide:
+            return []
+        return [peer for peer in self.order if file.key(index) in self.held[peer]]

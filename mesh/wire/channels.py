@@ -8,10 +8,10 @@ goes on elsewhere at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -19,17 +19,23 @@ from mesh.blocks import MIB, PIECE_BYTES
 from mesh.errors import PeerUnavailable
 from mesh.wire.codec import Method, error_of
 from mesh.wire.messages import Piece
+from mesh.wire.passport import Passport, words_of
 
 Q = TypeVar("Q")
 A = TypeVar("A")
 
 CALL_TIMEOUT_S = 5.0
 STREAM_TIMEOUT_S = 60.0
-STALL_S = 1.5
-"""A sender that has nothing yet says so every HEARTBEAT_S; so long a silence means
-that it is stopped or cut off, however alive its connection looks."""
+STALL_S = 1.0
+"""A sender that has nothing yet says so at once and every HEARTBEAT_S; so long a
+silence means that it is stopped or cut off, however alive its connection looks."""
 
-HEARTBEAT_S = 0.5
+HEARTBEAT_S = 0.1
+
+NOT_CONNECTED = "failed to connect"
+"""What gRPC says of a channel that nothing can be under way on."""
+
+RETIRED_AFTER_S = 15.0
 
 OPTIONS = [
     ("grpc.max_receive_message_length", 2 * PIECE_BYTES),
@@ -42,7 +48,7 @@ OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.min_reconnect_backoff_ms", 500),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),
 ]
 SERVER_OPTIONS = [
@@ -77,35 +83,55 @@ class TlsSettings:
 class Channels:
     """One channel for each address, made when it is first used."""
 
-    def __init__(self, tls: TlsSettings | None = None) -> None:
+    def __init__(
+        self,
+        tls: TlsSettings | None = None,
+        *,
+        passport: Passport | None = None,
+        on_other_epoch: Callable[[str, int], None] = lambda address, epoch: None,
+    ) -> None:
+        """Show *passport* in every call; have *on_other_epoch* told of the address of who
+        answered under another epoch, and of that epoch."""
         self._tls = tls
+        self._passport = passport
+        self._on_other_epoch = on_other_epoch
         self._channels: dict[str, grpc.aio.Channel] = {}
-        self._abandoned: set[asyncio.Future[object]] = set()
+        self._retired: list[grpc.aio.Channel] = []
+        self._retiring: asyncio.Future[None] | None = None
+        self._abandoned: set[asyncio.Future[Any]] = set()
 
     async def call(
         self, address: str, method: Method[Q, A], request: Q, *, timeout_s: float = CALL_TIMEOUT_S
     ) -> A:
         """Return the answer; raises what the peer raised, or `PeerUnavailable`."""
-        call = self._channel(address).unary_unary(
+        channel = self._channel(address)
+        call = channel.unary_unary(
             method.path,
             request_serializer=method.encode_request,
             response_deserializer=method.decode_reply,
         )
+        asked = call(request, timeout=timeout_s, metadata=self._words())
         try:
-            answer: A = await call(request, timeout=timeout_s)
+            answer: A = await asked
         except grpc.aio.AioRpcError as failure:
+            self._drop_unconnected(address, channel, failure)
             raise error_of(address, failure) from failure
+        await self._compare(address, asked)
         return answer
 
     async def pieces(
         self, address: str, method: Method[Q, Piece], request: Q
     ) -> AsyncIterator[Piece]:
-        """Yield the pieces of a block; `PeerUnavailable` once the sender falls silent."""
-        stream = self._channel(address).unary_stream(
+        """Yield the pieces of a block, and heartbeats, which have no data, while there is none.
+
+        Raises `PeerUnavailable` once the sender falls silent.
+        """
+        channel = self._channel(address)
+        stream = channel.unary_stream(
             method.path,
             request_serializer=method.encode_request,
             response_deserializer=method.decode_reply,
-        )(request, timeout=STREAM_TIMEOUT_S)
+        )(request, timeout=STREAM_TIMEOUT_S, metadata=self._words())
         while True:
             reading = asyncio.ensure_future(stream.read())
             done, _ = await asyncio.wait({reading}, timeout=STALL_S)
@@ -115,17 +141,51 @@ class Channels:
             try:
                 piece = reading.result()
             except grpc.aio.AioRpcError as failure:
+                self._drop_unconnected(address, channel, failure)
                 raise error_of(address, failure) from failure
             if piece is grpc.aio.EOF:
+                await self._compare(address, stream)
                 return
-            if piece.data:
-                yield piece
+            yield piece
+
+    async def _retire(self) -> None:
+        """Close what was dropped, later: closing cancels the callers of other calls on it."""
+        while self._retired:
+            closing, self._retired = self._retired, []
+            await asyncio.sleep(RETIRED_AFTER_S)
+            for channel in closing:
+                await channel.close()
+        self._retiring = None
 
     async def aclose(self) -> None:
-        for channel in self._channels.values():
+        if self._retiring is not None:
+            self._retiring.cancel()
+        for channel in [*self._channels.values(), *self._retired]:
             await channel.close()
         if self._abandoned:
             await asyncio.wait(self._abandoned)
+
+    def _drop_unconnected(
+        self, address: str, channel: grpc.aio.Channel, failure: grpc.aio.AioRpcError
+    ) -> None:
+        """Have the next call connect at once; this channel would first wait for a while.
+
+        Who may ask how often is for the callers to decide: they know who is away.
+        """
+        if NOT_CONNECTED in (failure.details() or "") and self._channels.get(address) is channel:
+            self._retired.append(self._channels.pop(address))
+            self._retiring = self._retiring or asyncio.ensure_future(self._retire())
+
+    def _words(self) -> tuple[tuple[str, str], ...]:
+        return () if self._passport is None else self._passport.words()
+
+    async def _compare(self, address: str, ended: Any) -> None:
+        """Look at what a call that ended said of the epoch of who answered."""
+        if self._passport is None:
+            return
+        named = self._passport.other_epoch(words_of(await ended.trailing_metadata()))
+        if named is not None:
+            self._on_other_epoch(address, named)
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.get(address)
@@ -138,8 +198,8 @@ class Channels:
             self._channels[address] = channel
         return channel
 
-    def _abandon(self, reading: asyncio.Future[object]) -> None:
-        def forget(done: asyncio.Future[object]) -> None:
+    def _abandon(self, reading: asyncio.Future[Any]) -> None:
+        def forget(done: asyncio.Future[Any]) -> None:
             self._abandoned.discard(done)
             if not done.cancelled():
                 done.exception()  # seen, so that asyncio does not complain

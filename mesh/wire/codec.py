@@ -294,6 +294,7 @@ def _encode_report(value: m.MountReport) -> bytes:
         read_bytes=value.read_bytes,
         read_blocks=value.read_blocks,
         used_versions=value.used_versions,
+        epoch=value.epoch,
     ).SerializeToString()
 
 
@@ -305,6 +306,7 @@ def _decode_report(data: bytes) -> m.MountReport:
         dict(value.read_bytes),
         dict(value.read_blocks),
         tuple(value.used_versions),
+        value.epoch,
     )
 
 
@@ -354,6 +356,17 @@ def _decode_location(data: bytes) -> m.Location:
     )
 
 
+def _encode_inventory(value: m.InventoryReply) -> bytes:
+    stock = [pb.Stock(file=_file(file), bitmap=bitmap_of(kept)) for file, kept in value.stock]
+    return pb.InventoryReply(stock=stock, is_last=value.is_last).SerializeToString()
+
+
+def _decode_inventory(data: bytes) -> m.InventoryReply:
+    value = pb.InventoryReply.FromString(data)
+    stock = tuple((_file_of(one.file), indexes_of(one.bitmap)) for one in value.stock)
+    return m.InventoryReply(stock, value.is_last)
+
+
 def _encode_nothing(value: m.Nothing) -> bytes:
     return b""
 
@@ -388,6 +401,30 @@ HELD: Method[m.HeldRequest, m.HeldReply] = Method(
     lambda a: pb.HeldReply(bitmap=bitmap_of(a.indexes)).SerializeToString(),
     lambda data: m.HeldReply(indexes_of(pb.HeldReply.FromString(data).bitmap)),
 )
+INVENTORY: Method[m.InventoryRequest, m.InventoryReply] = Method(
+    "mesh.v1.Blocks",
+    "Inventory",
+    lambda q: pb.InventoryRequest(after=q.after).SerializeToString(),
+    lambda data: m.InventoryRequest(pb.InventoryRequest.FromString(data).after),
+    _encode_inventory,
+    _decode_inventory,
+)
+HELLO: Method[m.Nothing, m.HelloReply] = Method(
+    "mesh.v1.Node",
+    "Hello",
+    _encode_nothing,
+    _decode_nothing,
+    lambda a: pb.HelloReply(member=a.member).SerializeToString(),
+    lambda data: m.HelloReply(pb.HelloReply.FromString(data).member),
+)
+MEMBERS: Method[m.Nothing, m.MembersReply] = Method(
+    "mesh.v1.Node",
+    "Members",
+    _encode_nothing,
+    _decode_nothing,
+    lambda a: pb.MembersReply(view=a.view).SerializeToString(),
+    lambda data: m.MembersReply(pb.MembersReply.FromString(data).view),
+)
 STAT: Method[m.StatRequest, m.StatReply] = Method(
     "mesh.v1.Catalog",
     "Stat",
@@ -414,13 +451,13 @@ FETCH: Method[m.FetchRequest, m.FetchReply] = Method(
     _encode_fetch_reply,
     _decode_fetch_reply,
 )
-REPORT: Method[m.MountReport, m.Nothing] = Method(
+REPORT: Method[m.MountReport, m.MembersReply] = Method(
     "mesh.v1.Local",
     "Report",
     _encode_report,
     _decode_report,
-    _encode_nothing,
-    _decode_nothing,
+    lambda a: pb.ReportReply(view=a.view).SerializeToString(),
+    lambda data: m.MembersReply(pb.ReportReply.FromString(data).view),
 )
 DESCRIBE: Method[m.Nothing, m.Description] = Method(
     "mesh.v1.Node",

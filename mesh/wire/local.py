@@ -41,8 +41,8 @@ CALLS_MAX = 4096
 """Under way at once on one connection; a mount has at most 64 requests of the
 kernel and 16 blocks to read ahead for each open file."""
 
-WATCH_EVERY_S = 1.0
-SILENT_S = 3.0
+WATCH_EVERY_S = 0.25
+SILENT_S = 1.0
 """A peer that is waited for and has not even answered a ping for so long is stopped."""
 
 

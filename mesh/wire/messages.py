@@ -38,6 +38,29 @@ class HeldReply:
 
 
 @dataclass(frozen=True, slots=True)
+class InventoryRequest:
+    after: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class InventoryReply:
+    stock: tuple[tuple[FileVersion, frozenset[int]], ...]
+    is_last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HelloReply:
+    member: bytes
+    """JSON of a `membership.view.Member`."""
+
+
+@dataclass(frozen=True, slots=True)
+class MembersReply:
+    view: bytes
+    """JSON of a `membership.view.View`; empty when the asker has this one."""
+
+
+@dataclass(frozen=True, slots=True)
 class StatRequest:
     path: str
     refresh: bool = False
@@ -91,6 +114,7 @@ class MountReport:
     read_bytes: dict[str, int] = field(default_factory=dict)
     read_blocks: dict[str, int] = field(default_factory=dict)
     used_versions: tuple[bytes, ...] = ()
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +145,14 @@ class Description:
     mountpoints: tuple[str, ...] = ()
     ring_share: float = 0.0
     pid: int = 0
+    state: str = ""
+    id: str = ""
+    epoch: int = 0
+    hedges: int = 0
+    bypass_bytes: int = 0
+    repair_pending_blocks: int = 0
+    repaired_bytes: int = 0
+    portion: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

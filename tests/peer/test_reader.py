@@ -198,7 +198,7 @@ async def test_two_owners_that_both_miss_do_not_wait_for_each_other() -> None:
     class Other(MemoryNeighbors):
         reader: BlockReader
 
-        def serve(self, peer: str, file: FileVersion, index: int, first_piece: int):  # type: ignore[no-untyped-def]
+        def served(self, peer: str, file: FileVersion, index: int, first_piece: int):  # type: ignore[no-untyped-def]
             return self.reader.serve(file, index, first_piece)
 
     origin = origin_of()

@@ -71,7 +71,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
         with env.begin(write=True) as txn:
             txn.put(b"identity", msgspec.json.encode(Identity(99, "c", str(ONE))))
     before = snapshot(tmp_path)
-    with pytest.raises(Unusable, match="schema 99, this mesh knows 1"):
+    with pytest.raises(Unusable, match="schema 99, this mesh knows 2"):
         claim(tmp_path / "d", cluster="c", peer_id=ONE)
     assert snapshot(tmp_path) == before
 

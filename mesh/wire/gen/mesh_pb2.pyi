@@ -151,6 +151,142 @@ class HeldReply(_message.Message):
 Global___HeldReply: _TypeAlias = HeldReply  # noqa: Y015
 
 @_typing.final
+class InventoryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    after: _builtins.bytes
+    """The version after which the page begins; empty for the first one."""
+    def __init__(
+        self,
+        *,
+        after: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InventoryRequest: _TypeAlias = InventoryRequest  # noqa: Y015
+
+@_typing.final
+class InventoryReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STOCK_FIELD_NUMBER: _builtins.int
+    IS_LAST_FIELD_NUMBER: _builtins.int
+    is_last: _builtins.bool
+    @_builtins.property
+    def stock(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stock]: ...
+    def __init__(
+        self,
+        *,
+        stock: _abc.Iterable[Global___Stock] | None = ...,
+        is_last: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_last", b"is_last", "stock", b"stock"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InventoryReply: _TypeAlias = InventoryReply  # noqa: Y015
+
+@_typing.final
+class Stock(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    BITMAP_FIELD_NUMBER: _builtins.int
+    bitmap: _builtins.bytes
+    @_builtins.property
+    def file(self) -> Global___File: ...
+    def __init__(
+        self,
+        *,
+        file: Global___File | None = ...,
+        bitmap: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bitmap", b"bitmap", "file", b"file"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stock: _TypeAlias = Stock  # noqa: Y015
+
+@_typing.final
+class HelloRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HelloRequest: _TypeAlias = HelloRequest  # noqa: Y015
+
+@_typing.final
+class HelloReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_FIELD_NUMBER: _builtins.int
+    member: _builtins.bytes
+    """JSON, as membership writes it: what the peer says of itself."""
+    def __init__(
+        self,
+        *,
+        member: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HelloReply: _TypeAlias = HelloReply  # noqa: Y015
+
+@_typing.final
+class MembersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MembersRequest: _TypeAlias = MembersRequest  # noqa: Y015
+
+@_typing.final
+class MembersReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIEW_FIELD_NUMBER: _builtins.int
+    view: _builtins.bytes
+    """JSON, as membership writes it."""
+    def __init__(
+        self,
+        *,
+        view: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MembersReply: _TypeAlias = MembersReply  # noqa: Y015
+
+@_typing.final
 class Attributes(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -427,8 +563,11 @@ class MountReport(_message.Message):
     READ_BYTES_FIELD_NUMBER: _builtins.int
     READ_BLOCKS_FIELD_NUMBER: _builtins.int
     USED_VERSIONS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     mountpoint: _builtins.str
     pid: _builtins.int
+    epoch: _builtins.int
+    """Of the view that the mount has."""
     @_builtins.property
     def read_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
     @_builtins.property
@@ -443,10 +582,11 @@ class MountReport(_message.Message):
         read_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         read_blocks: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         used_versions: _abc.Iterable[_builtins.bytes] | None = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mountpoint", b"mountpoint", "pid", b"pid", "read_blocks", b"read_blocks", "read_bytes", b"read_bytes", "used_versions", b"used_versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "mountpoint", b"mountpoint", "pid", b"pid", "read_blocks", b"read_blocks", "read_bytes", b"read_bytes", "used_versions", b"used_versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -456,12 +596,17 @@ Global___MountReport: _TypeAlias = MountReport  # noqa: Y015
 class ReportReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    VIEW_FIELD_NUMBER: _builtins.int
+    view: _builtins.bytes
+    """The peer's view, as in MembersReply; empty when it is the one of that epoch."""
     def __init__(
         self,
+        *,
+        view: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -570,6 +715,14 @@ class Description(_message.Message):
     MOUNTPOINTS_FIELD_NUMBER: _builtins.int
     RING_SHARE_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    HEDGES_FIELD_NUMBER: _builtins.int
+    BYPASS_BYTES_FIELD_NUMBER: _builtins.int
+    REPAIR_PENDING_BLOCKS_FIELD_NUMBER: _builtins.int
+    REPAIRED_BYTES_FIELD_NUMBER: _builtins.int
+    PORTION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     address: _builtins.str
     zone: _builtins.str
@@ -590,6 +743,19 @@ class Description(_message.Message):
     in_flight_bytes: _builtins.int
     ring_share: _builtins.float
     pid: _builtins.int
+    state: _builtins.str
+    """joining, active, suspect, draining, dead or left: as the peer asked sees it."""
+    id: _builtins.str
+    epoch: _builtins.int
+    """Of the view that the peer described has."""
+    hedges: _builtins.int
+    bypass_bytes: _builtins.int
+    """Read from the under-store by a peer that does not own it, because no owner could."""
+    repair_pending_blocks: _builtins.int
+    """Blocks that it owns since the ring changed, and does not have yet."""
+    repaired_bytes: _builtins.int
+    portion: _builtins.float
+    """The part of its weight that it takes while it warms up."""
     @_builtins.property
     def read_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """By source, those of the mounts of its host included."""
@@ -627,10 +793,18 @@ class Description(_message.Message):
         mountpoints: _abc.Iterable[_builtins.str] | None = ...,
         ring_share: _builtins.float = ...,
         pid: _builtins.int = ...,
+        state: _builtins.str = ...,
+        id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        hedges: _builtins.int = ...,
+        bypass_bytes: _builtins.int = ...,
+        repair_pending_blocks: _builtins.int = ...,
+        repaired_bytes: _builtins.int = ...,
+        portion: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "block_count", b"block_count", "capacity_bytes", b"capacity_bytes", "corrupt_blocks", b"corrupt_blocks", "errors", b"errors", "evicted_bytes", b"evicted_bytes", "failovers", b"failovers", "fill_bytes", b"fill_bytes", "fills", b"fills", "in_flight_bytes", b"in_flight_bytes", "is_up", b"is_up", "mountpoints", b"mountpoints", "name", b"name", "peer_bytes", b"peer_bytes", "pid", b"pid", "read_blocks", b"read_blocks", "read_bytes", b"read_bytes", "release", b"release", "ring_share", b"ring_share", "served_bytes", b"served_bytes", "uptime_s", b"uptime_s", "used_bytes", b"used_bytes", "weight", b"weight", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "block_count", b"block_count", "bypass_bytes", b"bypass_bytes", "capacity_bytes", b"capacity_bytes", "corrupt_blocks", b"corrupt_blocks", "epoch", b"epoch", "errors", b"errors", "evicted_bytes", b"evicted_bytes", "failovers", b"failovers", "fill_bytes", b"fill_bytes", "fills", b"fills", "hedges", b"hedges", "id", b"id", "in_flight_bytes", b"in_flight_bytes", "is_up", b"is_up", "mountpoints", b"mountpoints", "name", b"name", "peer_bytes", b"peer_bytes", "pid", b"pid", "portion", b"portion", "read_blocks", b"read_blocks", "read_bytes", b"read_bytes", "release", b"release", "repair_pending_blocks", b"repair_pending_blocks", "repaired_bytes", b"repaired_bytes", "ring_share", b"ring_share", "served_bytes", b"served_bytes", "state", b"state", "uptime_s", b"uptime_s", "used_bytes", b"used_bytes", "weight", b"weight", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

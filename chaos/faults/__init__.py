@@ -1,0 +1,1 @@
+"""Faults: each can be injected, healed, and shown to have fired."""

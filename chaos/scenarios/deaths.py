@@ -1,0 +1,123 @@
+"""Peers die: one, the own one, all, again and again."""
+
+from __future__ import annotations
+
+from chaos import checks
+from chaos.faults.processes import Kill, KillAll, Stop
+from chaos.report import row
+from chaos.run import Run
+from chaos.scenario import MIB, Mesh, scenario
+from chaos.scenarios.timing import add_dip, add_latency
+
+COLD = Mesh(files=lambda _: {"model": 96 * MIB}, capacity="160MiB", link_bytes_s=20e6)
+"""One big file, and cables slow enough for something to happen in the middle of it."""
+
+
+@scenario(
+    "kill",
+    "SIGKILL of one peer under a steady load",
+    proof="it had just sent bytes, and readers were waiting",
+    in_set=True,
+)
+def kill(run: Run) -> None:
+    run.warm()
+    run.steady()
+    victim = run.victim()
+    fault = Kill(victim, run.workload)
+    with run.until_all_know(victim):
+        run.inject(fault)
+    run.hold(5)
+    run.prove(fault)
+    add_latency(run, killed=True)
+    add_dip(run)
+
+
+@scenario(
+    "kill-cold",
+    "SIGKILL of one peer in the middle of a cold read by all",
+    proof="it had just sent bytes, and readers were waiting",
+    mesh=COLD,
+    in_set=True,
+)
+def kill_cold(run: Run) -> None:
+    readers = run.start_cold()
+    run.until_read(run.data_bytes * len(readers) // 2)
+    fault = Kill(run.victim(), run.workload)
+    run.inject(fault)
+    run.prove(fault)
+    took_s = run.workload.wait(readers, within_s=90)
+    run.report.rows.append(row("all done after the kill in", took_s, "s"))
+    run.check(checks.egress_at_most(run.cluster.under_store.egress_bytes / run.data_bytes))
+
+
+@scenario(
+    "stop",
+    "SIGSTOP of one peer for 6 s: connections stay, nothing comes back",
+    proof="process state T; it had just sent bytes, and readers were waiting",
+    in_set=True,
+)
+def stop(run: Run) -> None:
+    run.warm()
+    run.steady()
+    victim = run.victim()
+    with run.fault(Stop(victim, run.workload)):
+        run.hold(6)
+    run.hold(3)
+    add_latency(run, killed=False)
+    add_dip(run)
+
+
+@scenario(
+    "own-peer",
+    "SIGKILL of the peer beside the only mount that is read from; then it comes back",
+    proof="the metric of the bytes that the peer sent to others, and its exit code",
+    in_set=True,
+)
+def own_peer(run: Run) -> None:
+    run.warm()
+    run.steady()
+    victim = run.victim()
+    others = [r for r in run.workload.readers if not r.name.endswith(victim.view.name)]
+    fault = Kill(victim, run.workload)
+    run.inject(fault)
+    run.prove(fault)
+    run.workload.stop(others)
+    run.hold(5)
+    run.heal(fault)
+    run.hold(2)
+    add_latency(run, killed=True)
+
+
+@scenario(
+    "kill-all",
+    "SIGKILL of every peer: all mounts fall back to the under-store",
+    proof="all are dead, one had just sent bytes, and readers were waiting",
+)
+def kill_all(run: Run) -> None:
+    run.warm()
+    run.steady()
+    before_bytes = run.cluster.under_store.egress_bytes
+    with run.fault(KillAll(run.nodes, run.workload)):
+        run.hold(6)
+        fetched = run.cluster.under_store.egress_bytes - before_bytes
+        run.expect("mounts read the under-store", f"{fetched:,} bytes", holds=fetched > 0)
+    run.hold(4)
+    add_dip(run, lost=0)
+
+
+@scenario(
+    "flap",
+    "a peer that stops for 1.5 s, four times",
+    proof="process state T each time",
+)
+def flap(run: Run) -> None:
+    run.warm()
+    run.steady()
+    victim = run.victim()
+    for _ in range(4):
+        with run.fault(Stop(victim, run.workload)):
+            run.hold(1.5)
+        run.hold(1.5)
+    run.hold(3)
+    add_latency(run, killed=False)
+    add_dip(run)

@@ -1,0 +1,203 @@
+"""The pieces of one block from several peers, in order of preference.
+
+    first     ──piece──piece──┤ silence ├─ …                    overtaken
+    second                    └──piece──piece──┤ all are here
+
+The first is asked. The next is asked as well when the one before has been silent for
+longer than patience allows, and instead when it failed. What comes first is taken.
+Whoever is left over is let end: a stream of grpc.aio that is cancelled leaks memory
+(grpc issue 43360).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from mesh.clock import Clock
+from mesh.errors import MeshError
+from mesh.wire.messages import Piece
+
+STRAYS_MAX = 256
+"""Streams that nobody wants any more and that are let end; over this they are cut off."""
+
+
+class Patience(Protocol):
+    """When to ask a second peer."""
+
+    @property
+    def after_s(self) -> float:
+        """Silence that is long enough."""
+        ...
+
+    def may(self) -> bool:
+        """Take what one more request costs; False if it can't be had now."""
+        ...
+
+
+@dataclass(slots=True)
+class Source:
+    """One peer that was asked, and what became of it."""
+
+    peer: str
+    stream: AsyncIterator[Piece]
+    began_s: float
+    next: asyncio.Future[Piece] = field(init=False)
+    first_s: float = 0.0
+    """When it first gave a sign of life; 0.0 for not yet."""
+
+    last_s: float = 0.0
+    """When it last gave a sign of life; 0.0 for not yet."""
+
+    first_data_s: float = 0.0
+    data_bytes: int = 0
+    beats: int = 0
+    error: MeshError | None = None
+    is_over: bool = False
+    """Nothing more is expected of it."""
+
+    is_ended: bool = False
+    """Its stream has come to its end."""
+
+    def silent_s(self, now_s: float) -> float:
+        return now_s - (self.last_s or self.began_s)
+
+
+class Hedged:
+    """Asks peers for the pieces of one block until all are here or all have failed."""
+
+    def __init__(
+        self,
+        peers: Sequence[str],
+        ask: Callable[[str], AsyncIterator[Piece]],
+        patience: Patience,
+        clock: Clock,
+        *,
+        answers: tuple[type[MeshError], ...] = (),
+    ) -> None:
+        """Take errors of the kinds *answers* for the answer, from whomever they come."""
+        self._peers: Iterator[str] = iter(peers)
+        self._ask = ask
+        self._patience = patience
+        self._clock = clock
+        self._answers = answers
+        self.sources: list[Source] = []
+        """Whom was asked, in order."""
+
+        self.hedges = 0
+
+    async def pieces(self) -> AsyncGenerator[tuple[Source, Piece], None]:
+        """Yield the pieces as they come, each with who sent it; ends when nobody is left.
+
+        Errors of peers end their sources and nothing else; they are kept there. Those
+        that are answers are raised.
+        """
+        self._next_source()
+        while live := [source for source in self.sources if not source.is_over]:
+            futures = [source.next for source in live]
+            await asyncio.wait(
+                futures, timeout=self._wait_s(live), return_when=asyncio.FIRST_COMPLETED
+            )
+            came = [source for source in live if source.next.done()]
+            for source in came:
+                if (piece := self._taken(source)) is not None and piece.data:
+                    yield source, piece
+            if all(source.is_over for source in self.sources):
+                self._next_source()
+            elif not came:
+                self._hedge(live)
+
+    def give_up(self, source: Source, error: MeshError) -> None:
+        """Expect nothing more of a source, because of what it sent."""
+        source.error, source.is_over = error, True
+
+    def overtaken(self) -> list[Source]:
+        """Return who is still being waited for."""
+        return [source for source in self.sources if not source.is_over]
+
+    def _wait_s(self, live: list[Source]) -> float:
+        now_s = self._clock()
+        silent_s = min(source.silent_s(now_s) for source in live)
+        return max(0.01, self._patience.after_s - silent_s)
+
+    def _hedge(self, live: list[Source]) -> None:
+        now_s = self._clock()
+        if min(source.silent_s(now_s) for source in live) < self._patience.after_s:
+            return
+        if self._patience.may() and self._next_source():
+            self.hedges += 1
+
+    def _next_source(self) -> bool:
+        peer = next(self._peers, None)
+        if peer is None:
+            return False
+        source = Source(peer, self._ask(peer), self._clock())
+        source.next = _begun(source.stream)
+        self.sources.append(source)
+        return True
+
+    def _taken(self, source: Source) -> Piece | None:
+        """Take what has come from a source and begin to wait for more."""
+        try:
+            piece = source.next.result()
+        except StopAsyncIteration:
+            source.is_over = source.is_ended = True
+            return None
+        except MeshError as error:
+            source.error, source.is_over, source.is_ended = error, True, True
+            if isinstance(error, self._answers):
+                raise
+            return None
+        source.last_s = self._clock()
+        source.first_s = source.first_s or source.last_s
+        if piece.data:
+            source.first_data_s = source.first_data_s or source.last_s
+            source.data_bytes += len(piece.data)
+        else:
+            source.beats += 1
+        source.next = _begun(source.stream)
+        return piece
+
+
+class Strays:
+    """Streams that nobody wants any more, being let end."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def take(self, hedged: Hedged) -> None:
+        """Let the sources of *hedged* that have not ended do so by themselves."""
+        for source in hedged.sources:
+            if source.is_ended:
+                continue
+            source.is_over = source.is_ended = True
+            if len(self._tasks) >= STRAYS_MAX:
+                source.next.cancel()
+                continue
+            task = asyncio.ensure_future(_drained(source))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def aclose(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _drained(source: Source) -> None:
+    try:
+        await source.next
+        async for _ in source.stream:
+            pass
+    except (MeshError, StopAsyncIteration):
+        pass
+
+
+def _begun(stream: AsyncIterator[Piece]) -> asyncio.Future[Piece]:
+    return asyncio.ensure_future(_next(stream))
+
+
+async def _next(stream: AsyncIterator[Piece]) -> Piece:
+    return await anext(stream)
