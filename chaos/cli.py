@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.table import Table
 
 import chaos.scenarios  # noqa: F401 (enters all scenarios)
 from chaos import scenario
+from chaos.config import DEFAULT_MEMBERSHIP, Membership
 from chaos.place import Refused, check_machine
 from chaos.plan import soak as soak_seeds
 from chaos.report import Report
@@ -23,7 +24,7 @@ PEERS = 4
 
 Seed = Annotated[int | None, typer.Option(help="Who, when, what; drawn when not given.")]
 Peers = Annotated[int, typer.Option(min=3, max=64, help="How many hosts.")]
-Membership = Annotated[str, typer.Option(help="How peers know of each other: static or gossip.")]
+Told = Annotated[str, typer.Option(help="How peers know of each other: static or gossip.")]
 
 
 @app.command("list")
@@ -39,7 +40,7 @@ def list_all() -> None:
 
 @app.command()
 def run(
-    name: str, seed: Seed = None, peers: Peers = PEERS, membership: Membership = "static"
+    name: str, seed: Seed = None, peers: Peers = PEERS, membership: Told = DEFAULT_MEMBERSHIP
 ) -> None:
     """Run one scenario."""
     if name not in ALL:
@@ -49,7 +50,7 @@ def run(
 
 
 @app.command("set")
-def run_set(seed: Seed = None, peers: Peers = PEERS, membership: Membership = "static") -> None:
+def run_set(seed: Seed = None, peers: Peers = PEERS, membership: Told = DEFAULT_MEMBERSHIP) -> None:
     """Run the scenarios that CI runs; ends with `N passed, N failed`."""
     seed = _drawn() if seed is None else seed
     reports = [_played(each, seed, peers, membership) for each in scenario.in_set()]
@@ -62,7 +63,7 @@ def soak(
     minutes: Annotated[float, typer.Option(min=0.1, help="When to begin no further round.")],
     seed: Seed = None,
     peers: Peers = PEERS,
-    membership: Membership = "static",
+    membership: Told = DEFAULT_MEMBERSHIP,
 ) -> None:
     """Run plans drawn from a seed, one after the other, until the time is over."""
     seed = _drawn() if seed is None else seed
@@ -80,8 +81,8 @@ def soak(
 def _played(
     each: Scenario, seed: int | None, peers: int, membership: str, *, name: str = ""
 ) -> Report:
-    if membership not in ("static", "gossip"):
-        raise Refused(f"membership is static or gossip, not {membership}")
+    if membership not in get_args(Membership):
+        raise Refused(f"membership is {' or '.join(get_args(Membership))}, not {membership}")
     check_machine()
     seed = _drawn() if seed is None else seed
     report = play(each, seed=seed, peers=peers, membership=membership, name=name)

@@ -188,17 +188,16 @@ class Cluster:
         chain = f"chain in {{\n type nat hook prerouting priority -100\n {rule}\n }}"
         run(*node.host.command("nft", "-f", "-"), text=f"table ip relay {{\n {chain}\n}}\n")
 
-    def start(self, nodes: Sequence[Node] | None = None, *, mounts: bool = True) -> None:
-        """Start peers, and mounts beside them; all at a time, for each takes a second of CPU."""
-        chosen = self.nodes if nodes is None else nodes
-        for node in chosen:
+    def launch(self, nodes: Sequence[Node]) -> None:
+        """Begin to start peers and the mounts beside them; each takes seconds of CPU."""
+        for node in nodes:
             node.peer.start()
-        if mounts:
-            for node in chosen:
-                node.mount.start()
-        for node in chosen:
+            node.mount.start()
+
+    def wait(self, nodes: Sequence[Node]) -> None:
+        """Wait until all that was launched serves."""
+        for node in nodes:
             node.peer.wait_until(lambda node=node: node.serves)  # type: ignore[misc]
-        for node in chosen if mounts else ():
             node.mount.wait_until(lambda node=node: is_mounted(node.view))  # type: ignore[misc]
 
     def release_readers(self) -> None:

@@ -11,6 +11,9 @@ from typing import Literal
 
 Membership = Literal["static", "gossip"]
 
+DEFAULT_MEMBERSHIP: Membership = "static"
+"""What a run uses unless it is told; the one line that switches all scenarios."""
+
 PEER_PORT = 7101
 GOSSIP_PORT = 7102
 METRICS_PORT = 9100
@@ -43,7 +46,7 @@ class S3Place:
 class MeshSettings:
     """What all hosts share."""
 
-    membership: Membership = "static"
+    membership: Membership = DEFAULT_MEMBERSHIP
     capacity: str = "64MiB"
     block: str = "1MiB"
     timeout: str = "5s"
@@ -96,7 +99,7 @@ def _cluster(peers: Sequence[PeerPlace], settings: MeshSettings) -> str:
 def _peer(me: PeerPlace, settings: MeshSettings) -> str:
     common = (
         f'name = "{me.name}"\nsocket = "{me.directory / "s"}"\n'
-        f'metrics = "127.0.0.1:{METRICS_PORT}"\n'
+        f'metrics = "127.0.0.1:{METRICS_PORT}"\ncheck_under_stores = false\n'
     )
     if settings.membership == "static":
         return common

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-KINDS = ("stop", "cut", "one-way", "loss", "slow-link", "slow-fsync", "flip", "restart", "kill")
+KINDS = ("stop", "cut", "one-way", "loss", "slow-link", "disk-errors", "flip", "restart", "kill")
 """Faults that a mesh gets over with no operator, once they have ended."""
 
 FIRST_AT_S = 1.0

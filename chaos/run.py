@@ -7,6 +7,7 @@ that hang and faults without evidence are checked for every run.
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 from chaos import checks, stats
 from chaos.checks import Check, Window
 from chaos.cluster import Cluster, Node
-from chaos.config import MeshSettings
+from chaos.config import DEFAULT_MEMBERSHIP, MeshSettings
 from chaos.daemons import Daemon, end
 from chaos.faults.base import Fault, NotBusy
 from chaos.knowledge import GONE, WELL, all_knew_s, parsed
@@ -30,7 +31,7 @@ from chaos.workload import Load, Reader, Workload
 
 PACE_BYTES_S_PER_CORE = 16 * MIB
 """What a steady load asks for: two thirds of what a core with all daemons on it can do."""
-BASELINE_S = 4.0
+BASELINE_S = 3.0
 WARM_WITHIN_S = 120.0
 EVIDENCE_WITHIN_S = 8.0
 READ_DEADLINE_S = 20.0
@@ -324,7 +325,12 @@ class Run:
 
 
 def play(
-    scenario: Scenario, *, seed: int, peers: int, membership: str = "static", name: str = ""
+    scenario: Scenario,
+    *,
+    seed: int,
+    peers: int,
+    membership: str = DEFAULT_MEMBERSHIP,
+    name: str = "",
 ) -> Report:
     """Run a scenario from nothing to nothing; return what it found."""
     start_s = time.monotonic()
@@ -336,7 +342,7 @@ def play(
         except Exception as error:  # the run itself broke; say so as any failure
             words = f"{type(error).__name__}: {error}"
             report.checks.append(Check("the run came to its end", holds=False, seen=words))
-        if not report.passed:
+        if not report.passed or os.environ.get("CHAOS_KEEP"):
             _keep_logs(place, report)
     report.took_s = time.monotonic() - start_s
     return report
@@ -362,11 +368,13 @@ def _play_at(place: Path, scenario: Scenario, report: Report, membership: str) -
     with cluster:
         run = Run(scenario, cluster, report)
         try:
-            cluster.under_store.put(place / "data")
             if mesh.link_bytes_s:
                 for node in cluster.nodes:
                     node.host.limit_rate(mesh.link_bytes_s)
-            cluster.start(cluster.nodes[: report.peers - mesh.starts_later])
+            there = cluster.nodes[: report.peers - mesh.starts_later]
+            cluster.launch(there)
+            cluster.under_store.put(place / "data")
+            cluster.wait(there)
             scenario.play(run)
             run.finish()
         finally:
@@ -386,8 +394,8 @@ def _make_data(folder: Path, sizes: dict[str, int], *, seed: int) -> None:
 
 
 def _keep_logs(place: Path, report: Report) -> None:
-    """Keep what explains a failure: configs, logs, requests, and what readers saw."""
-    kept = OUT / f"chaos-{report.name}-failed"
+    """Keep what explains a run: configs, logs, requests, and what readers saw."""
+    kept = OUT / f"chaos-{report.name}-logs"
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     for path in place.iterdir():

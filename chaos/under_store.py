@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -76,6 +78,7 @@ class UnderStore:
         trace: TracebackType | None,
     ) -> None:
         end([self.origin])
+        os.kill(self._weed.pid, signal.SIGKILL)  # it takes its time over a SIGTERM
         self._weed.stop()
 
     def put(self, folder: Path) -> None:

@@ -81,6 +81,30 @@ class Stop(Fault):
         return f"{self._seen}; process state {state}" if state == "T" else None
 
 
+class FreezeMount(Fault):
+    """SIGSTOP of a mount: to the peers it is a reader that takes nothing any more."""
+
+    def __init__(self, node: Node, workload: Workload) -> None:
+        self.label = f"freeze {node.mount.name}"
+        self._node, self._workload = node, workload
+        self._most = 0
+
+    def inject(self) -> None:
+        self._node.mount.signal(signal.SIGSTOP)
+
+    def heal(self) -> None:
+        self._node.mount.signal(signal.SIGCONT)
+
+    def evidence(self) -> str | None:
+        here = [r for r in self._workload.readers if r.name.endswith(self._node.view.name)]
+        stuck = sum(age_s > 0.5 for reader in here for age_s in reader.waiting_s())
+        self._most = max(self._most, stuck)
+        state = _state(self._node.mount.pid)
+        if state != "T" or not self._most:
+            return None
+        return f"process state T; {self._most} reads waited in it for more than 0.5 s"
+
+
 class Restart(Fault):
     """SIGTERM, and a start a little later: what an upgrade does."""
 

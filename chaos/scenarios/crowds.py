@@ -6,6 +6,7 @@ import os
 from contextlib import suppress
 
 from chaos import checks
+from chaos.faults.processes import FreezeMount
 from chaos.place import until
 from chaos.report import row
 from chaos.run import Run
@@ -69,6 +70,26 @@ def vanish(run: Run) -> None:
         run.hold(0.5)
     run.expect("fault fired: readers vanish", f"in {caught} reads", holds=caught > 0)
     run.report.fired.append(f"{caught} reads were at hand when their readers were killed")
+    run.stop()
+    left = _in_flight(run)
+    run.expect("nothing stays in flight", f"{left:,.0f} bytes", holds=left == 0)
+
+
+@scenario(
+    "slow-reader",
+    "one mount stops taking what peers send it, for 5 s",
+    proof="process state T, and reads that wait in it",
+)
+def slow_reader(run: Run) -> None:
+    run.warm()
+    run.steady()
+    load = Load(files=run.files, threads=8, pattern="random")
+    victim = run.victim()
+    run.workload.start([victim.view], load)
+    run.hold(1)
+    with run.fault(FreezeMount(victim, run.workload)):
+        run.hold(5)
+    run.hold(2)
     run.stop()
     left = _in_flight(run)
     run.expect("nothing stays in flight", f"{left:,.0f} bytes", holds=left == 0)

@@ -14,6 +14,18 @@ COLD = Mesh(files=lambda _: {"model": 96 * MIB}, capacity="160MiB", link_bytes_s
 
 
 @scenario(
+    "calm",
+    "nothing: a cold read by all over slow cables, the control of kill-cold",
+    proof="nothing is to be proven",
+    mesh=COLD,
+)
+def calm(run: Run) -> None:
+    took_s = run.workload.wait(run.start_cold(), within_s=90)
+    run.report.rows.append(row("all done in", took_s, "s"))
+    run.check(checks.egress_at_most(run.cluster.under_store.egress_bytes / run.data_bytes))
+
+
+@scenario(
     "kill",
     "SIGKILL of one peer under a steady load",
     proof="it had just sent bytes, and readers were waiting",
@@ -52,7 +64,7 @@ def kill_cold(run: Run) -> None:
 
 @scenario(
     "stop",
-    "SIGSTOP of one peer for 6 s: connections stay, nothing comes back",
+    "SIGSTOP of one peer for some 6 s: connections stay, nothing comes back",
     proof="process state T; it had just sent bytes, and readers were waiting",
     in_set=True,
 )
@@ -60,9 +72,14 @@ def stop(run: Run) -> None:
     run.warm()
     run.steady()
     victim = run.victim()
-    with run.fault(Stop(victim, run.workload)):
-        run.hold(6)
-    run.hold(3)
+    fault = Stop(victim, run.workload)
+    with run.until_all_know(victim):
+        run.inject(fault)
+    run.hold(4)
+    run.prove(fault)
+    run.heal(fault)
+    run.hold(2)
+    run.converge()
     add_latency(run, killed=False)
     add_dip(run)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from mesh.cli import config, demo, info, mount, peer, stats, status
+from mesh.cli import config, demo, info, keygen, mount, peer, ring, stats, status
 
 app = typer.Typer(
     help="A peer-to-peer, node-local cache mesh for GPU clusters.",
@@ -18,4 +18,6 @@ app.command()(status.status)
 app.command()(info.info)
 app.command()(stats.stats)
 app.command()(demo.demo)
+app.command()(keygen.keygen)
+app.add_typer(ring.app, name="ring")
 app.add_typer(config.app, name="config")

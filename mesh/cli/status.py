@@ -23,12 +23,16 @@ from mesh.cli.exits import AsJson, ConfigPath, settings_of
 from mesh.cli.figures import NOTHING, duration_shown, hit_ratio, percent_shown, size_shown
 from mesh.cli.settings import Settings
 from mesh.errors import MeshError
+from mesh.membership.view import State
 from mesh.metrics import LOCAL, PEER, UNDER_STORE
 from mesh.wire.codec import OVERVIEW
 from mesh.wire.messages import Description, Nothing, Overview
 
 REFRESH_S = 1.0
 FULL_RATIO = 0.9
+SETTLED_AFTER_S = 10.0
+"""By then all peers have heard of a start."""
+
 ENDLESS_COLUMNS = 10_000
 """What is piped into a file or grep has no width, and 80 columns would cut it."""
 
@@ -52,6 +56,7 @@ _TRAFFIC: list[Column] = [
     ("peer", lambda d: size_shown(d.read_bytes.get(PEER, 0))),
     ("under-store", lambda d: size_shown(d.read_bytes.get(UNDER_STORE, 0))),
     ("served", lambda d: size_shown(d.served_bytes)),
+    ("hedges", lambda d: str(d.hedges)),
     ("filled", lambda d: size_shown(d.fill_bytes)),
 ]
 _KNOWN_OF_ALL = {"zone", "address"}  # from the config, not from the peer
@@ -111,10 +116,22 @@ def summary(overview: Overview) -> str:
 
 def warnings(overview: Overview) -> Iterator[str]:
     """Yield what a person should look at."""
+    up = [peer for peer in overview.peers if peer.is_up]
+    is_settled = min((peer.uptime_s for peer in up), default=0.0) > SETTLED_AFTER_S
     for peer in overview.peers:
-        if not peer.is_up:
-            yield f"{peer.name} is down: no answer from {peer.address}"
+        if peer.state == State.LEFT:
+            yield f"{peer.name} has left{_place_of(peer)}"
             continue
+        if not peer.is_up:
+            yield f"{peer.name} is down: no answer from {peer.address}{_place_of(peer)}"
+            continue
+        if is_settled and peer.epoch != overview.epoch:
+            yield f"{peer.name} has another view of the mesh, {peer.epoch:016x}; it should pass"
+        if peer.repair_pending_blocks:
+            yield (
+                f"{peer.name} brings {peer.repair_pending_blocks} blocks that it owns since the "
+                f"ring changed, {size_shown(peer.repaired_bytes)} so far"
+            )
         if peer.errors:
             yield f"{peer.name}: {peer.errors} errors reached readers; its log says which"
         if peer.corrupt_blocks:
@@ -125,6 +142,21 @@ def warnings(overview: Overview) -> Iterator[str]:
         if peer.used_bytes > FULL_RATIO * peer.capacity_bytes:
             ratio = percent_shown(peer.used_bytes / max(1, peer.capacity_bytes))
             yield f"{peer.name}: its cache is {ratio} full; more store.capacity evicts less"
+
+
+def state_of(peer: Description) -> str:
+    """Return what a peer is, as far as the peer that was asked knows."""
+    if peer.is_up:
+        return peer.state or "up"
+    gone = (State.SUSPECT, State.DEAD, State.LEFT, State.DRAINING)
+    return peer.state if peer.state in gone else "down"
+
+
+def _place_of(peer: Description) -> str:
+    """Return what becomes of what a peer that is gone owned."""
+    if not peer.ring_share:
+        return "; others own what it had"
+    return f"; its {percent_shown(peer.ring_share)} of the keys are kept for it for a while"
 
 
 def _tables(peers: Sequence[Description], columns: int) -> list[Table]:
@@ -150,7 +182,7 @@ def _table(peers: Sequence[Description], columns: Sequence[Column]) -> Table:
         is_text = title in _KNOWN_OF_ALL
         table.add_column(title, justify="left" if is_text else "right", no_wrap=True)
     for peer in peers:
-        state = Text("up", "green") if peer.is_up else Text("down", "bold red")
+        state = Text(state_of(peer), "green" if peer.is_up else "bold red")
         cells = [
             Text(cell(peer) if peer.is_up or title in _KNOWN_OF_ALL else NOTHING)
             for title, cell in columns

@@ -24,13 +24,14 @@ from mesh.ring.ring import Ring, RingMember
 from mesh.understore.table import MountTable, attributes_of
 from mesh.wire.channels import Channels
 from mesh.wire.codec import SERVE
-from mesh.wire.hedged import Hedged, Source, Strays
+from mesh.wire.hedged import Hedged, Signs, Source, Strays
 from mesh.wire.messages import BlockRequest, Piece
 
 log = structlog.get_logger()
 
 OWNERS_ASKED = 3
 HEDGE_AFTER_S = 0.2
+LOST_AFTER_S = 0.5
 AWAY_S = 2.0
 """For so long a peer that did not answer is not asked again."""
 
@@ -39,6 +40,7 @@ class Always:
     """Patience of one who has no budget: without the own peer there are few requests."""
 
     after_s = HEDGE_AFTER_S
+    lost_after_s = LOST_AFTER_S
 
     def may(self) -> bool:
         return True
@@ -68,6 +70,7 @@ class DirectReader:
         self._kept_bytes = 0
         self._loads: dict[BlockKey, asyncio.Lock] = {}
         self._away: dict[str, float] = {}
+        self._signs = Signs()
         self._strays = Strays()
 
     def update(self, view: View) -> None:
@@ -117,7 +120,7 @@ class DirectReader:
             request = BlockRequest(file, index, missing)
             return self._channels.pieces(self._view.member(peer).address, SERVE, request)
 
-        hedged = Hedged(peers, ask, Always(), self._clock, answers=(Stale, Refused))
+        hedged = Hedged(peers, ask, Always(), self._signs, self._clock, answers=(Stale, Refused))
         try:
             async with aclosing(hedged.pieces()) as came:
                 async for source, piece in came:
@@ -129,7 +132,7 @@ class DirectReader:
                         break
         finally:
             for source in hedged.sources:
-                if source.error is not None or source.silent_s(self._clock()) > HEDGE_AFTER_S:
+                if source.error is not None or hedged.is_lost(source):
                     self._leave_alone(source)
             self._strays.take(hedged)
         if len(pieces) < count:

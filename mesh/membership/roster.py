@@ -106,7 +106,8 @@ class Roster:
 
     def _placed(self, known: _Known, now_s: float) -> Member:
         is_placed = known.has_place and not self._is_over(known, now_s)
-        return replace(known.member, is_placed=is_placed)
+        member = known.member
+        return member if member.is_placed is is_placed else replace(member, is_placed=is_placed)
 
     def _is_over(self, known: _Known, now_s: float) -> bool:
         """Whether it is gone and its grace has ended."""

@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from zlib import crc32
 
 from mesh.clock import Clock, monotonic_s
 from mesh.membership.detector import Detector, Patience

@@ -35,6 +35,9 @@ class Landing:
         self.inode = 0
         """Of the extent file that has what landed; 0 while or if it is not kept."""
 
+        self.is_relaying = False
+        """Whether it waits for another peer to fill the block."""
+
         self.is_done = False
         self.error: Exception | None = None
         self._pieces: dict[int, Piece] = {}
@@ -47,6 +50,10 @@ class Landing:
         count = piece_count(self.file.length_bytes(self.index))
         order = piece_order(count, first=self.first_piece % count)
         return [number for number in order if number not in self._pieces]
+
+    def landed(self) -> list[Piece]:
+        """Return the pieces that are here."""
+        return list(self._pieces.values())
 
     def land(self, piece: Piece, inode: int) -> None:
         """Note that a piece is here and can be read."""

@@ -13,6 +13,7 @@ nobody asks a third one: all of them asking for all blocks would keep it down.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from statistics import median
 
 PROBE_EVERY_S = 0.5
@@ -28,9 +29,12 @@ RATES_KEPT = 32
 
 HEDGE_AFTER_MIN_S = 0.2
 HEDGE_AFTER_MEDIANS = 3.0
+HEDGE_AFTER_LAGS = 4.0
+LOST_AFTER_MIN_S = 0.45
 HEDGE_SHARE = 0.05
 HEDGE_BURST = 8.0
 WAITS_KEPT = 64
+LAG_HALF_LIFE_S = 2.0
 
 
 class Health:
@@ -115,10 +119,33 @@ class Health:
         return sum(until_s > now_s for until_s in self._barren.values()) >= 2
 
 
+class Lag:
+    """How late this process itself runs.
+
+    One that is starved of CPU finds everybody silent. It must not conclude that they
+    are (as Lifeguard has it, arXiv 1707.00788: be as slow to suspect as you are slow).
+    """
+
+    def __init__(self) -> None:
+        self._worst_s = 0.0
+        self._at_s = 0.0
+
+    def woke(self, late_s: float, now_s: float) -> None:
+        """Note that something came *late_s* later than it was due."""
+        if late_s >= self.worst_s(now_s):
+            self._worst_s, self._at_s = late_s, now_s
+
+    def worst_s(self, now_s: float) -> float:
+        """Return the worst lag, which counts for less as time goes by."""
+        return float(self._worst_s * 0.5 ** ((now_s - self._at_s) / LAG_HALF_LIFE_S))
+
+
 class Hedging:
     """When to ask a second peer for what a first one does not send, and how often."""
 
-    def __init__(self) -> None:
+    def __init__(self, lag_s: Callable[[], float] = lambda: 0.0) -> None:
+        """Be patient with others by as much as this process runs late itself."""
+        self._lag_s = lag_s
         self._waits_s: deque[float] = deque(maxlen=WAITS_KEPT)
         self._tokens = HEDGE_BURST
 
@@ -133,9 +160,15 @@ class Hedging:
     @property
     def after_s(self) -> float:
         """Silence that is long enough for a second request."""
-        if not self._waits_s:
-            return HEDGE_AFTER_MIN_S
-        return max(HEDGE_AFTER_MIN_S, HEDGE_AFTER_MEDIANS * median(self._waits_s))
+        usual_s = median(self._waits_s) if self._waits_s else 0.0
+        return max(
+            HEDGE_AFTER_MIN_S, HEDGE_AFTER_MEDIANS * usual_s, HEDGE_AFTER_LAGS * self._lag_s()
+        )
+
+    @property
+    def lost_after_s(self) -> float:
+        """Silence of a peer after which it is taken to be away."""
+        return max(LOST_AFTER_MIN_S, 2 * self.after_s)
 
     def may(self) -> bool:
         """Take what one hedge costs; False when too many were made lately."""

@@ -6,6 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
 import structlog
@@ -21,10 +22,10 @@ from mesh.errors import (
 )
 from mesh.membership.view import Member, State, View, member_from_json
 from mesh.metrics import Metrics
-from mesh.peer.health import PROBE_EVERY_S, Health, Hedging
+from mesh.peer.health import PROBE_EVERY_S, Health, Hedging, Lag
 from mesh.ring.ring import Ring, RingMember
 from mesh.wire.codec import DESCRIBE, HELD, HELLO, INVENTORY, MEMBERS, PEEK, SERVE, Method
-from mesh.wire.hedged import Hedged, Source, Strays
+from mesh.wire.hedged import Hedged, Signs, Source, Strays
 from mesh.wire.messages import (
     BlockRequest,
     Description,
@@ -43,6 +44,7 @@ A = TypeVar("A")
 OWNERS = 2
 """The primary, and the successor that fills while the primary is away."""
 
+LAG_EVERY_S = 0.05
 PROBE_TIMEOUT_S = 1.0
 HELD_TIMEOUT_S = 0.3
 """A peer that was just stopped is asked too: what a read then waits for it is this, once."""
@@ -87,10 +89,12 @@ class RingNeighbors:
         self.ring = ring_of(view)
         self.me = me
         self.health = Health(clock())
-        self.hedging = Hedging()
+        self.lag = Lag()
+        self.hedging = Hedging(lambda: self.lag.worst_s(clock()))
         self._wire = wire
         self._metrics = metrics or Metrics()
         self._clock = clock
+        self._signs = Signs()
         self._strays = Strays()
         self._former: list[Ring] = []
         self._broke = asyncio.Event()
@@ -186,6 +190,18 @@ class RingNeighbors:
         """Return the pieces of a block from the first of *peers* that can give them."""
         return self._hedged(SERVE, peers, file, index, missing)
 
+    def relay(self, file: FileVersion, index: int, missing: Sequence[int]) -> Hedged | None:
+        """Return the pieces of a block from the peer that should fill it instead of this one.
+
+        None when that is this one, or can't be asked. Of a block that a reader could not
+        get from its primary, that may be all that is wrong: the way between these two.
+        """
+        primary = self.ring.owners(file.key(index), copies=1)[0]
+        member = self.view.find(primary)
+        if primary == self.me or member is None or not self._is_well(member, self._clock()):
+            return None
+        return self._hedged(SERVE, [primary], file, index, missing, is_relayed=True)
+
     def peek(
         self, peers: Sequence[str], file: FileVersion, index: int, missing: Sequence[int]
     ) -> Hedged:
@@ -199,20 +215,34 @@ class RingNeighbors:
         file: FileVersion,
         index: int,
         missing: Sequence[int],
+        *,
+        is_relayed: bool = False,
     ) -> Hedged:
+        request = BlockRequest(file, index, missing[0] if missing else 0, is_relayed)
+
         def ask(peer: str) -> AsyncIterator[Piece]:
-            request = BlockRequest(file, index, missing[0] if missing else 0)
             return self._wire.pieces(self._address(peer), method, request)
 
         self.hedging.began()
-        return Hedged(peers, ask, self.hedging, self._clock, answers=(Stale, Refused))
+        return Hedged(
+            peers,
+            ask,
+            self.hedging,
+            self._signs,
+            self._clock,
+            answers=(Stale, Refused),
+            gives_up=is_relayed or method is PEEK,
+        )
 
     def settle(self, hedged: Hedged) -> None:
         """Learn from what became of a block's sources, and let those left over end."""
         now_s = self._clock()
         self._metrics.hedges.inc(hedged.hedges)
         for source in hedged.sources:
-            self._learn(source, now_s)
+            if hedged.is_lost(source):
+                self._note_failure(source.peer, f"silent for {hedged.silent_s(source):.2f} s")
+            else:
+                self._learn(source, now_s)
         self._strays.take(hedged)
 
     def _learn(self, source: Source, now_s: float) -> None:
@@ -223,8 +253,6 @@ class RingNeighbors:
             self._note_failure(peer, str(source.error))
         elif isinstance(source.error, UnderStoreUnavailable):
             self.health.barren(peer, now_s)
-        elif not source.is_over and source.silent_s(now_s) >= self.hedging.after_s:
-            self._note_failure(peer, f"silent for {source.silent_s(now_s):.2f} s")
         elif source.data_bytes:
             self.health.fertile(peer)
             took_s = source.last_s - source.first_data_s
@@ -342,6 +370,14 @@ class RingNeighbors:
                 if answer is not None:
                     self._note_answer(member.name)
 
+    async def watch_lag(self) -> None:
+        """Note how late this process runs, for as long as it does."""
+        while True:
+            due_s = self._clock() + LAG_EVERY_S
+            await asyncio.sleep(LAG_EVERY_S)
+            now_s = self._clock()
+            self.lag.woke(now_s - due_s, now_s)
+
     def _address(self, peer: str) -> str:
         member = self.view.find(peer)
         if member is None:
@@ -368,4 +404,10 @@ def placement(view: View) -> tuple[tuple[str, str, float, str], ...]:
 
 def ring_of(view: View) -> Ring:
     """Return the ring that every peer builds of this view."""
-    return Ring(RingMember(m.name, m.zone, m.weight * m.portion, m.id) for m in view.placed)
+    return _ring_of(placement(view))
+
+
+@lru_cache(maxsize=16)
+def _ring_of(placed: tuple[tuple[str, str, float, str], ...]) -> Ring:
+    """Peers of one process, and a view that comes back, share what took 3 ms to build."""
+    return Ring(RingMember(*each) for each in placed)

@@ -171,6 +171,7 @@ async def _running(
     for name, work in {
         "keep room": store.keep_room(),
         "probe": neighbors.probe(),
+        "watch lag": neighbors.watch_lag(),
         "repair": repair.run(),
     }.items():
         tasks.create_task(work, name=name)
@@ -190,9 +191,9 @@ async def _enter(
     """Become a member: nobody else's identity, nobody else's name, and not all at once."""
     await membership.start()
     await presence.check()
-    is_empty = store.block_count == 0
+    is_new = store.block_count == 0 and store.run == 1
     slow_start_s = settings.slow_start_s
-    if not (slow_start_s and is_empty and await presence.is_newcomer()):
+    if not (slow_start_s and is_new and await presence.is_newcomer()):
         slow_start_s = 0.0
     await presence.enter(slowly=slow_start_s > 0)
     await presence.look()

@@ -9,16 +9,22 @@ asked. Three verbs:
 * `serve`  for a neighbor: from the store, or by a fill
 * `peek`   for a neighbor: from the store, or not at all
 
-`serve` never waits for another peer's `serve` or `read`, so rings that disagree
-for a moment cannot send a request round in circles; what it may do is `peek`.
-Reads and fills have flights and budgets of their own for the same reason: with
-one, two owners that both miss would wait for each other for ever.
+No request goes round in circles, even while rings disagree, because each may wait
+only for what stands below it:
+
+    read                 may ask an owner to serve
+    serve                may relay it, once, to the primary if that is another peer
+    serve, when relayed  may peek at others, and fill
+    peek                 waits for a fill that has come as far as the under-store
+
+Each step has flights and a budget of its own for the same reason: with one, two
+owners that both miss would wait for each other for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from itertools import takewhile
 from typing import Protocol
@@ -56,6 +62,8 @@ from mesh.wire.messages import FetchReply, Piece
 
 log = structlog.get_logger()
 
+Load = Callable[[Landing], Awaitable[None]]
+
 LEASE_S = 0.5
 """How long a block stays after a mount was told that it is here: many times what the
 mount needs to read it from the file. Longer would keep a small cache from evicting."""
@@ -82,6 +90,10 @@ class Neighbors(Protocol):
         self, peers: Sequence[str], file: FileVersion, index: int, missing: Sequence[int]
     ) -> Hedged:
         """Return the pieces of a block from the first of *peers* that can give them."""
+        ...
+
+    def relay(self, file: FileVersion, index: int, missing: Sequence[int]) -> Hedged | None:
+        """Return the pieces of a block from its primary; None if that is this peer, or away."""
         ...
 
     def peek(
@@ -123,7 +135,7 @@ class BlockReader:
         memory_bytes: int,
         clock: Clock = monotonic_s,
     ) -> None:
-        """Keep the bytes in flight under *memory_bytes*, half of it for fills."""
+        """Keep the bytes in flight under *memory_bytes*, half of it for other peers."""
         self._clock = clock
         self._store = store
         self._neighbors = neighbors
@@ -131,9 +143,11 @@ class BlockReader:
         self._metrics = metrics
         self._reads = Flights(tasks)
         self._fills = Flights(tasks)
+        self._relayed = Flights(tasks)
         in_flight = metrics.in_flight_bytes
         self._read_budget = Budget(memory_bytes // 2, in_flight.labels("reads"))
-        self._fill_budget = Budget(memory_bytes // 2, in_flight.labels("fills"))
+        self._relay_budget = Budget(memory_bytes // 4, in_flight.labels("relays"))
+        self._fill_budget = Budget(memory_bytes // 4, in_flight.labels("fills"))
 
     # The three verbs
 
@@ -184,12 +198,28 @@ class BlockReader:
         self, file: FileVersion, index: int, first_piece: int
     ) -> AsyncGenerator[Piece, None]:
         """Yield the pieces of a block for a neighbor, heartbeats while it is filled."""
+        async for piece in self._serve(self._fills, self._fill, file, index, first_piece):
+            yield piece
+
+    async def serve_relayed(
+        self, file: FileVersion, index: int, first_piece: int
+    ) -> AsyncGenerator[Piece, None]:
+        """Do so for a neighbor that was asked itself: never ask a third one to serve."""
+        begun = self._fills.under_way(file.key(index))
+        is_relaying = begun is not None and begun.is_relaying
+        flights = self._relayed if is_relaying else self._fills
+        async for piece in self._serve(flights, self._fill_here, file, index, first_piece):
+            yield piece
+
+    async def _serve(
+        self, flights: Flights, load: Load, file: FileVersion, index: int, first_piece: int
+    ) -> AsyncGenerator[Piece, None]:
         _checked(file, index)
         if await self._store.holds(file, index):
             async for piece in self._stored(file, index, first_piece):
                 yield piece
             return
-        landing = self._fills.board(file, index, self._fill, first_piece=first_piece)
+        landing = flights.board(file, index, load, first_piece=first_piece)
         yield HEARTBEAT  # it may take a while, but we are at it
         async for piece in landing.pieces(first_piece, beat_s=HEARTBEAT_S):
             yield self._sent(piece)
@@ -207,8 +237,8 @@ class BlockReader:
             async for piece in self._stored(file, index, first_piece):
                 yield piece
             return
-        landing = self._fills.under_way(file.key(index))
-        if landing is None or landing.origin != UNDER_STORE:
+        landing = self._from_under_store(file.key(index))
+        if landing is None:
             raise NotFound(f"block {file.key(index)} is not here")
         async for piece in landing.pieces(first_piece, beat_s=HEARTBEAT_S):
             yield self._sent(piece)
@@ -218,9 +248,18 @@ class BlockReader:
         """Return the blocks of a version that come from the under-store at this moment."""
         return frozenset(
             landing.index
-            for landing in self._fills.all()
+            for flights in (self._fills, self._relayed)
+            for landing in flights.all()
             if landing.origin == UNDER_STORE and landing.file.id == version
         )
+
+    def _from_under_store(self, key: BlockKey) -> Landing | None:
+        """Return the load of a block that waits for nobody but the under-store, if any."""
+        for flights in (self._fills, self._relayed):
+            landing = flights.under_way(key)
+            if landing is not None and landing.origin == UNDER_STORE:
+                return landing
+        return None
 
     async def repair(self, file: FileVersion, index: int, holder: str) -> bool:
         """Copy a block that this peer has come to own from a holder; False if that fails.
@@ -354,6 +393,30 @@ class BlockReader:
     # A fill: from a peer that happens to have it, else from the under-store
 
     async def _fill(self, landing: Landing) -> None:
+        """Have the primary fill it if that is another peer and answers; else fill it here."""
+        relay = self._neighbors.relay(landing.file, landing.index, landing.missing)
+        if relay is None or not await self._relay(landing, relay):
+            await self._fill_here(landing)
+
+    async def _relay(self, landing: Landing, relay: Hedged) -> bool:
+        file, index = landing.file, landing.index
+        landing.origin, landing.is_relaying = PEER, True
+        try:
+            async with (
+                self._relay_budget.lend(file.length_bytes(index)),
+                self._store.writing(file, index) as writer,
+            ):
+                if not await self._taken(relay, landing, writer):
+                    return False
+                await writer.commit(is_copy=not self._neighbors.owns(file.key(index)))
+        except StoreFull:
+            return False
+        finally:
+            landing.is_relaying = False
+        return True
+
+    async def _fill_here(self, landing: Landing) -> None:
+        """Put what comes from a holder or the under-store into the store, room permitting."""
         file, index = landing.file, landing.index
         key = file.key(index)
         async with self._fill_budget.lend(file.length_bytes(index)):
@@ -363,6 +426,8 @@ class BlockReader:
                 return
             try:
                 async with self._store.writing(file, index) as writer:
+                    for piece in landing.landed():  # from a primary that fell silent
+                        await writer.write(piece.number, piece.data, piece.crc)
                     await self._bring(landing, writer)
                     await writer.commit(is_copy=not self._neighbors.owns(key))
             except StoreFull as error:

@@ -90,7 +90,8 @@ class Servicers:
         self._sends = asyncio.Semaphore(SENDS_MAX)
 
     async def serve(self, request: BlockRequest) -> AsyncGenerator[Piece, None]:
-        async with aclosing(self._send(self._reader.serve, request)) as pieces:
+        verb = self._reader.serve_relayed if request.is_relayed else self._reader.serve
+        async with aclosing(self._send(verb, request)) as pieces:
             async for piece in pieces:
                 yield piece
 

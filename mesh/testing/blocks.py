@@ -303,13 +303,13 @@ class MemoryBlocks:
         self.index.trusted_since = next(self._stamps)
 
     def rot(self, file: FileVersion, index: int) -> bool:
-        """Change one byte of a block that is here; False when there is none."""
+        """Change the first piece of a block that is here; False when there is none."""
         if self.index.block(file.key(index)) is None:
             return False
         data = self._piece(file, index, 0)
         if data is None:
             return False
-        rotten = bytes([data[0] ^ 0xFF]) + data[1:]
+        rotten = bytes(255 - value for value in data[:1]) * len(data)
         if file.is_inline:
             self.index.put_inline(file.id, rotten)
         else:

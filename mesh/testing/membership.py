@@ -162,13 +162,14 @@ class SimMembership:
                 self._note(tag, member, State.DEAD)
             elif verdict is State.SUSPECT and member.state is State.ACTIVE:
                 self._note(tag, member, State.SUSPECT)
-        self._watched.renew()
 
     def _note(self, tag: str, member: Member, state: State) -> None:
-        if self._seen.get(tag) == (member, state):
+        last = self._seen.get(tag)
+        if last is not None and last[0] is member and last[1] is state:
             return
         self._seen[tag] = (member, state)
         if state is State.DEAD:
             self._watched.lose(tag)
         else:
             self._watched.hear(tag, replace(member, state=state))
+        self._watched.renew()

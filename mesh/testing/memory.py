@@ -34,7 +34,7 @@ from mesh.errors import (
 )
 from mesh.peer.health import Hedging
 from mesh.understore.understore import PAGE_ENTRIES, UnderStore
-from mesh.wire.hedged import Hedged, Strays
+from mesh.wire.hedged import Hedged, Signs, Strays
 from mesh.wire.messages import Piece
 
 SOURCE = "memory://test"
@@ -196,6 +196,7 @@ class MemoryNeighbors:
 
         self.asked: Counter[str] = Counter()
         self.under_store_answers = True
+        self._signs = Signs()
         self._strays = Strays()
 
     def owners(self, key: BlockKey) -> list[str]:
@@ -218,6 +219,9 @@ class MemoryNeighbors:
     ) -> Hedged:
         return self._hedged(self.served, peers, file, index, missing)
 
+    def relay(self, file: FileVersion, index: int, missing: Sequence[int]) -> Hedged | None:
+        return None
+
     def peek(
         self, peers: Sequence[str], file: FileVersion, index: int, missing: Sequence[int]
     ) -> Hedged:
@@ -235,6 +239,7 @@ class MemoryNeighbors:
             peers,
             lambda peer: verb(peer, file, index, missing[0] if missing else 0),
             Hedging(),
+            self._signs,
             monotonic_s,
             answers=(Stale, Refused),
         )

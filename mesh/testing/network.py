@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -33,6 +33,12 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 BYTES_PER_S = 1e9
+RETRANSMIT_S = 0.2
+"""TCP tries again for minutes: once a cut is mended, what waited gets through."""
+
+INVERTED = bytes(255 - value for value in range(256))
+"""Garbles every byte, so that whatever is read of it is wrong."""
+
 SENT_AHEAD = 4
 """Messages that may be under way on a stream before its sender waits."""
 
@@ -72,9 +78,8 @@ class SimTasks:
             tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
-            for task in tasks:
-                with suppress(BaseException):
-                    await task
+            await asyncio.wait(tasks)
+            await asyncio.sleep(0)  # or those that were done already stay in the list
 
 
 @dataclass(slots=True)
@@ -101,7 +106,7 @@ class Weather:
     """Part of the requests that are handled twice."""
 
     garbles: float = 0.0
-    """Part of the pieces that arrive with a byte changed."""
+    """Part of the pieces that arrive as something else."""
 
     slow: dict[str, float] = field(default_factory=dict)
     """By peer: seconds that each of its messages takes on top."""
@@ -116,6 +121,9 @@ class SimNetwork:
         self._random = random
         self._hosts: dict[str, _Host] = {}
         """By address."""
+
+        self.tasks = SimTasks()
+        """What the network does that no host does."""
 
     def listen(self, address: str, name: str, servicers: Any, epoch: Callable[[], int]) -> None:
         self._hosts[address] = _Host(name, servicers, epoch)
@@ -134,7 +142,13 @@ class SimNetwork:
     @property
     def busy(self) -> list[str]:
         """Return what is being handled, for whoever says that nothing should be."""
-        return [name for host in self._hosts.values() for name in host.tasks.names()]
+        handled = [name for host in self._hosts.values() for name in host.tasks.names()]
+        return handled + self.tasks.names()
+
+    @property
+    def failures(self) -> list[BaseException]:
+        """Return what went wrong in handlers and was none of mesh's errors."""
+        return [e for host in self._hosts.values() for e in host.tasks.failures]
 
     def channels(
         self,
@@ -152,9 +166,10 @@ class SimNetwork:
         delay_s += weather.slow.get(source, 0.0)
         is_lost = weather.loss > 0 and self._random.random() < weather.loss
         await asyncio.sleep(delay_s)
-        while is_lost or not self._passes(source, target):
-            # TCP tries again for minutes; a cut that is mended lets it through.
-            await asyncio.sleep(0.2)
+        if is_lost:
+            await asyncio.Event().wait()
+        while not self._passes(source, target):  # noqa: ASYNC110
+            await asyncio.sleep(RETRANSMIT_S)
 
     def _passes(self, source: str, target: str) -> bool:
         world = self._world
@@ -169,8 +184,7 @@ class SimNetwork:
 
     def garbled(self, piece: Piece) -> Piece:
         if piece.data and self.weather.garbles and self._random.random() < self.weather.garbles:
-            data = bytes(piece.data)
-            return replace(piece, data=bytes([data[0] ^ 0xFF]) + data[1:])
+            return replace(piece, data=bytes(piece.data).translate(INVERTED))
         return piece
 
 
@@ -214,7 +228,7 @@ class SimChannels:
                         piece = await stream.take()
                 except TimeoutError as error:
                     raise PeerUnavailable(address, f"silent for {STALL_S} s") from error
-                except StopAsyncIteration:
+                except _Ended:
                     break
                 yield piece
         finally:
@@ -242,6 +256,10 @@ async def _answered_once(handler: Any, request: Any) -> AsyncGenerator[Any, None
     yield await handler(request)
 
 
+class _Ended(Exception):
+    """All answers have come."""
+
+
 class _Stream:
     """One request and its answers."""
 
@@ -259,7 +277,7 @@ class _Stream:
         self._is_over = False
         name = HANDLERS[method]
         work = self._refused() if self._host is None else self._handled(name, request, how)
-        tasks = _nobodys if self._host is None else self._host.tasks
+        tasks = network.tasks if self._host is None else self._host.tasks
         self._task = tasks.create_task(work, name=f"{method} for {source}")
         if self._host is not None:
             self._host.streams[self] = None
@@ -285,7 +303,7 @@ class _Stream:
     def reset(self) -> None:
         """The host has died: the kernel there says so, if it can be heard."""
         if not self._is_over and self._host is not None:
-            _nobodys.create_task(self._say_reset(self._host.name), name="reset")
+            self._network.tasks.create_task(self._say_reset(self._host.name), name="reset")
 
     async def _say_reset(self, host: str) -> None:
         with suppress(TimeoutError):
@@ -309,7 +327,7 @@ class _Stream:
             async with aclosing(how(handler, request)) as replies:
                 async for reply in replies:
                     await self._send(reply)
-            await self._send_end(StopAsyncIteration())
+            await self._send_end(_Ended())
         except MeshError as error:
             await self._send_end(error)
         except Exception as error:
@@ -357,7 +375,6 @@ async def _ignored(replies: AsyncGenerator[Any, None]) -> None:
                 pass
 
 
-_nobodys = SimTasks()
 HANDLERS = {
     "Serve": "serve",
     "Peek": "peek",
@@ -367,4 +384,3 @@ HANDLERS = {
     "Members": "members",
     "Describe": "describe",
 }
-Awaitable

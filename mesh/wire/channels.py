@@ -26,9 +26,10 @@ A = TypeVar("A")
 
 CALL_TIMEOUT_S = 5.0
 STREAM_TIMEOUT_S = 60.0
-STALL_S = 1.0
-"""A sender that has nothing yet says so at once and every HEARTBEAT_S; so long a
-silence means that it is stopped or cut off, however alive its connection looks."""
+STALL_S = 5.0
+"""A sender that has nothing yet says so at once and every HEARTBEAT_S; what is silent for
+so long is stuck, even if other streams of its peer are not. That nothing at all comes
+from a peer shows much sooner (`hedged.Signs`)."""
 
 HEARTBEAT_S = 0.1
 
@@ -151,8 +152,9 @@ class Channels:
     async def _retire(self) -> None:
         """Close what was dropped, later: closing cancels the callers of other calls on it."""
         while self._retired:
-            closing, self._retired = self._retired, []
+            count = len(self._retired)
             await asyncio.sleep(RETIRED_AFTER_S)
+            closing, self._retired = self._retired[:count], self._retired[count:]
             for channel in closing:
                 await channel.close()
         self._retiring = None

@@ -134,13 +134,16 @@ def _attributes_of(value: pb.Attributes) -> Attributes:
 
 def _encode_block_request(value: m.BlockRequest) -> bytes:
     return pb.BlockRequest(
-        file=_file(value.file), index=value.index, first_piece=value.first_piece
+        file=_file(value.file),
+        index=value.index,
+        first_piece=value.first_piece,
+        is_relayed=value.is_relayed,
     ).SerializeToString()
 
 
 def _decode_block_request(data: bytes) -> m.BlockRequest:
     value = pb.BlockRequest.FromString(data)
-    return m.BlockRequest(_file_of(value.file), value.index, value.first_piece)
+    return m.BlockRequest(_file_of(value.file), value.index, value.first_piece, value.is_relayed)
 
 
 # protobuf would copy the megabyte of a piece twice on each side. Its fields are

@@ -20,6 +20,10 @@ from mesh.clock import Clock
 from mesh.errors import MeshError
 from mesh.wire.messages import Piece
 
+POLL_S = 0.1
+MARGIN_S = 0.001
+"""A timer that fires a moment early must not be set again for nothing."""
+
 STRAYS_MAX = 256
 """Streams that nobody wants any more and that are let end; over this they are cut off."""
 
@@ -29,12 +33,35 @@ class Patience(Protocol):
 
     @property
     def after_s(self) -> float:
-        """Silence that is long enough."""
+        """Silence that is worth a second request."""
+        ...
+
+    @property
+    def lost_after_s(self) -> float:
+        """Silence after which nothing more is to be expected."""
         ...
 
     def may(self) -> bool:
         """Take what one more request costs; False if it can't be had now."""
         ...
+
+
+class Signs:
+    """When each peer was last heard, in whatever stream.
+
+    Streams share a connection: the one that has to wait for the megabytes of the others
+    is not silent. Only when nothing at all comes from a peer that should send is it.
+    """
+
+    def __init__(self) -> None:
+        self._heard_s: dict[str, float] = {}
+
+    def heard(self, peer: str, now_s: float) -> None:
+        self._heard_s[peer] = now_s
+
+    def silent_s(self, peer: str, asked_s: float, now_s: float) -> float:
+        """Return for how long a peer that was asked then has been silent."""
+        return now_s - max(asked_s, self._heard_s.get(peer, asked_s))
 
 
 @dataclass(slots=True)
@@ -61,9 +88,6 @@ class Source:
     is_ended: bool = False
     """Its stream has come to its end."""
 
-    def silent_s(self, now_s: float) -> float:
-        return now_s - (self.last_s or self.began_s)
-
 
 class Hedged:
     """Asks peers for the pieces of one block until all are here or all have failed."""
@@ -73,16 +97,23 @@ class Hedged:
         peers: Sequence[str],
         ask: Callable[[str], AsyncIterator[Piece]],
         patience: Patience,
+        signs: Signs,
         clock: Clock,
         *,
         answers: tuple[type[MeshError], ...] = (),
+        gives_up: bool = False,
     ) -> None:
-        """Take errors of the kinds *answers* for the answer, from whomever they come."""
+        """Take errors of the kinds *answers* for the answer, from whomever they come.
+
+        With *gives_up* nobody is waited for who was silent too long, not even the last.
+        """
         self._peers: Iterator[str] = iter(peers)
         self._ask = ask
         self._patience = patience
+        self._signs = signs
         self._clock = clock
         self._answers = answers
+        self._gives_up = gives_up
         self.sources: list[Source] = []
         """Whom was asked, in order."""
 
@@ -106,8 +137,8 @@ class Hedged:
                     yield source, piece
             if all(source.is_over for source in self.sources):
                 self._next_source()
-            elif not came:
-                self._hedge(live)
+            elif not came and not self._hedge(live) and self._gives_up:
+                return
 
     def give_up(self, source: Source, error: MeshError) -> None:
         """Expect nothing more of a source, because of what it sent."""
@@ -117,17 +148,29 @@ class Hedged:
         """Return who is still being waited for."""
         return [source for source in self.sources if not source.is_over]
 
-    def _wait_s(self, live: list[Source]) -> float:
-        now_s = self._clock()
-        silent_s = min(source.silent_s(now_s) for source in live)
-        return max(0.01, self._patience.after_s - silent_s)
+    def silent_s(self, source: Source) -> float:
+        """Return for how long nothing has come from a source's peer, since it was asked."""
+        return self._signs.silent_s(source.peer, source.began_s, self._clock())
 
-    def _hedge(self, live: list[Source]) -> None:
-        now_s = self._clock()
-        if min(source.silent_s(now_s) for source in live) < self._patience.after_s:
-            return
+    def is_lost(self, source: Source) -> bool:
+        """Whether nothing more is to be expected of a source."""
+        return not source.is_over and self.silent_s(source) >= self._patience.lost_after_s
+
+    def _wait_s(self, live: list[Source]) -> float:
+        silent_s = min(map(self.silent_s, live))
+        ends_s = (self._patience.after_s, self._patience.lost_after_s)
+        return next((end_s - silent_s for end_s in ends_s if end_s > silent_s), POLL_S) + MARGIN_S
+
+    def _hedge(self, live: list[Source]) -> bool:
+        """Ask one more if all are silent for too long; False if that can't be helped."""
+        if min(map(self.silent_s, live)) < self._patience.after_s:
+            return True
+        if all(map(self.is_lost, live)):
+            return self._next_source()
         if self._patience.may() and self._next_source():
             self.hedges += 1
+            return True
+        return False
 
     def _next_source(self) -> bool:
         peer = next(self._peers, None)
@@ -151,6 +194,7 @@ class Hedged:
                 raise
             return None
         source.last_s = self._clock()
+        self._signs.heard(source.peer, source.last_s)
         source.first_s = source.first_s or source.last_s
         if piece.data:
             source.first_data_s = source.first_data_s or source.last_s
@@ -165,7 +209,7 @@ class Strays:
     """Streams that nobody wants any more, being let end."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in order: so do they end
 
     def take(self, hedged: Hedged) -> None:
         """Let the sources of *hedged* that have not ended do so by themselves."""
@@ -177,8 +221,14 @@ class Strays:
                 source.next.cancel()
                 continue
             task = asyncio.ensure_future(_drained(source))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks[task] = None
+            task.add_done_callback(self._forget)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]
 
     async def aclose(self) -> None:
         for task in list(self._tasks):

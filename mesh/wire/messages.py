@@ -16,6 +16,7 @@ class BlockRequest:
     file: FileVersion
     index: int
     first_piece: int = 0
+    is_relayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,9 +61,12 @@ class BlockRequest(_message.Message):
     FILE_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
     FIRST_PIECE_FIELD_NUMBER: _builtins.int
+    IS_RELAYED_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     first_piece: _builtins.int
     """Sent first; the rest follows, wrapping round."""
+    is_relayed: _builtins.bool
+    """The asker was asked itself: what is not here is to be filled, not asked for again."""
     @_builtins.property
     def file(self) -> Global___File: ...
     def __init__(
@@ -72,10 +75,11 @@ class BlockRequest(_message.Message):
         file: Global___File | None = ...,
         index: _builtins.int = ...,
         first_piece: _builtins.int = ...,
+        is_relayed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "first_piece", b"first_piece", "index", b"index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "first_piece", b"first_piece", "index", b"index", "is_relayed", b"is_relayed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
