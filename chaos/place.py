@@ -78,6 +78,9 @@ def workplace() -> Iterator[Path]:
         _remove(place)
 
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Make SIGTERM and SIGHUP leave by the same way as Ctrl-C."""
@@ -85,7 +88,9 @@ def ended_by_signals() -> Iterator[None]:
     def leave(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = {n: signal.signal(n, leave) for n in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
     try:
         yield
     finally:
@@ -93,16 +98,10 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Take things down without being broken off half-way by a second Ctrl-C."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def ignore_signals() -> None:
+    """Take things down without being broken off half-way; `ended_by_signals` undoes it."""
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 # Mounts

@@ -23,7 +23,7 @@ from chaos.config import DEFAULT_MEMBERSHIP, MeshSettings
 from chaos.daemons import Daemon, end
 from chaos.faults.base import Fault, NotBusy
 from chaos.knowledge import GONE, WELL, all_knew_s, parsed
-from chaos.place import ended_by_signals, undisturbed, until, workplace
+from chaos.place import ended_by_signals, ignore_signals, until, workplace
 from chaos.report import OUT, STEP_S, Mark, Report, row
 from chaos.requests import egress_rates
 from chaos.scenario import MIB, Scenario
@@ -378,10 +378,10 @@ def _play_at(place: Path, scenario: Scenario, report: Report, membership: str) -
             scenario.play(run)
             run.finish()
         finally:
-            with undisturbed():
-                run.workload.stop(within_s=0)
-                cluster.release_readers()
-                run.workload.abandon()
+            ignore_signals()
+            run.workload.stop(within_s=0)
+            cluster.release_readers()
+            run.workload.abandon()
 
 
 def _make_data(folder: Path, sizes: dict[str, int], *, seed: int) -> None:

@@ -173,8 +173,13 @@ class RingNeighbors:
         return self.health.is_away(peer, self._clock())
 
     def may_bypass(self) -> bool:
-        """Whether the under-store may be asked after others have asked it in vain."""
-        return not self.health.is_under_store_away(self._clock())
+        """Whether the under-store may be asked after others have asked it in vain.
+
+        Once it does not answer this peer either, not for a while. Before, what others say
+        may be old, or true of them alone: a read must not fail for that.
+        """
+        now_s = self._clock()
+        return not (self.health.is_under_store_away(now_s) and self.health.is_barren(self.me, now_s))
 
     def note_under_store(self, *, answers: bool) -> None:
         if answers:
@@ -241,6 +246,7 @@ class RingNeighbors:
         for source in hedged.sources:
             if hedged.is_lost(source):
                 self._note_failure(source.peer, f"silent for {hedged.silent_s(source):.2f} s")
+                self._signs.forget(source.peer)
             else:
                 self._learn(source, now_s)
         self._strays.take(hedged)

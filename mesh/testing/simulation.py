@@ -149,6 +149,7 @@ class Simulation:
             if host.running is not None:
                 await self.leave(host.name)
         self.check()
+        await self.network.tasks.cancel()
         if left := [*self._unfinished(), *self.network.busy]:
             self._violate(f"left over at the end: {left}")
             self.check()

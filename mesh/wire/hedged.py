@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -47,21 +48,32 @@ class Patience(Protocol):
 
 
 class Signs:
-    """When each peer was last heard, in whatever stream.
+    """When each peer was last heard, in whatever stream, and since when it is waited for.
 
     Streams share a connection: the one that has to wait for the megabytes of the others
-    is not silent. Only when nothing at all comes from a peer that should send is it.
+    is not silent. Only when nothing at all comes from a peer that should send is it, and
+    then also for those who ask it only now.
     """
 
     def __init__(self) -> None:
         self._heard_s: dict[str, float] = {}
+        self._waiting_s: dict[str, float] = {}
+
+    def asked(self, peer: str, now_s: float) -> None:
+        self._waiting_s.setdefault(peer, now_s)
 
     def heard(self, peer: str, now_s: float) -> None:
         self._heard_s[peer] = now_s
+        self._waiting_s.pop(peer, None)
+
+    def forget(self, peer: str) -> None:
+        """Judge *peer* anew when it is asked again."""
+        self._waiting_s.pop(peer, None)
 
     def silent_s(self, peer: str, asked_s: float, now_s: float) -> float:
-        """Return for how long a peer that was asked then has been silent."""
-        return now_s - max(asked_s, self._heard_s.get(peer, asked_s))
+        """Return for how long a peer that was asked then, or before, has been silent."""
+        waiting_s = min(asked_s, self._waiting_s.get(peer, asked_s))
+        return now_s - max(waiting_s, self._heard_s.get(peer, waiting_s))
 
 
 @dataclass(slots=True)
@@ -127,6 +139,9 @@ class Hedged:
         """
         self._next_source()
         while live := [source for source in self.sources if not source.is_over]:
+            if self._are_silent(live):
+                self._hedge(live)
+                live = self.overtaken()
             futures = [source.next for source in live]
             await asyncio.wait(
                 futures, timeout=self._wait_s(live), return_when=asyncio.FIRST_COMPLETED
@@ -137,7 +152,7 @@ class Hedged:
                     yield source, piece
             if all(source.is_over for source in self.sources):
                 self._next_source()
-            elif not came and not self._hedge(live) and self._gives_up:
+            elif not came and self._gives_up and self._are_silent(live):
                 return
 
     def give_up(self, source: Source, error: MeshError) -> None:
@@ -161,23 +176,23 @@ class Hedged:
         ends_s = (self._patience.after_s, self._patience.lost_after_s)
         return next((end_s - silent_s for end_s in ends_s if end_s > silent_s), POLL_S) + MARGIN_S
 
-    def _hedge(self, live: list[Source]) -> bool:
-        """Ask one more if all are silent for too long; False if that can't be helped."""
-        if min(map(self.silent_s, live)) < self._patience.after_s:
-            return True
+    def _are_silent(self, live: list[Source]) -> bool:
+        return min(map(self.silent_s, live)) >= self._patience.after_s
+
+    def _hedge(self, live: list[Source]) -> None:
+        """Ask one more, because all are silent for too long, if that can be had."""
         if all(map(self.is_lost, live)):
-            return self._next_source()
-        if self._patience.may() and self._next_source():
+            self._next_source()
+        elif self._patience.may() and self._next_source():
             self.hedges += 1
-            return True
-        return False
 
     def _next_source(self) -> bool:
         peer = next(self._peers, None)
         if peer is None:
             return False
         source = Source(peer, self._ask(peer), self._clock())
-        source.next = _begun(source.stream)
+        self._signs.asked(peer, source.began_s)
+        source.next = self._begun(source)
         self.sources.append(source)
         return True
 
@@ -189,19 +204,28 @@ class Hedged:
             source.is_over = source.is_ended = True
             return None
         except MeshError as error:
+            self._signs.forget(source.peer)
             source.error, source.is_over, source.is_ended = error, True, True
             if isinstance(error, self._answers):
                 raise
             return None
         source.last_s = self._clock()
-        self._signs.heard(source.peer, source.last_s)
         source.first_s = source.first_s or source.last_s
         if piece.data:
             source.first_data_s = source.first_data_s or source.last_s
             source.data_bytes += len(piece.data)
         else:
             source.beats += 1
-        source.next = _begun(source.stream)
+        source.next = self._begun(source)
+        return piece
+
+    def _begun(self, source: Source) -> asyncio.Future[Piece]:
+        return asyncio.ensure_future(self.read(source))
+
+    async def read(self, source: Source) -> Piece:
+        """Wait for what a source sends next, wanted or not."""
+        piece = await anext(source.stream)
+        self._signs.heard(source.peer, self._clock())
         return piece
 
 
@@ -220,7 +244,7 @@ class Strays:
             if len(self._tasks) >= STRAYS_MAX:
                 source.next.cancel()
                 continue
-            task = asyncio.ensure_future(_drained(source))
+            task = asyncio.ensure_future(_drained(hedged, source))
             self._tasks[task] = None
             task.add_done_callback(self._forget)
 
@@ -236,18 +260,8 @@ class Strays:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-async def _drained(source: Source) -> None:
-    try:
+async def _drained(hedged: Hedged, source: Source) -> None:
+    with suppress(MeshError, StopAsyncIteration):
         await source.next
-        async for _ in source.stream:
-            pass
-    except (MeshError, StopAsyncIteration):
-        pass
-
-
-def _begun(stream: AsyncIterator[Piece]) -> asyncio.Future[Piece]:
-    return asyncio.ensure_future(_next(stream))
-
-
-async def _next(stream: AsyncIterator[Piece]) -> Piece:
-    return await anext(stream)
+        while True:
+            await hedged.read(source)

@@ -47,10 +47,9 @@ class Passport:
             return ""
         if words[SPOKEN] != PROTOCOL:
             return f"protocol {words[SPOKEN]} is not ours, {PROTOCOL}; run the same release"
-        if words.get(CLUSTER) != _ascii(self.cluster):
-            return (
-                f"cluster {words.get(CLUSTER)!r} is not ours, {self.cluster!r}; mend cluster.name"
-            )
+        theirs = words.get(CLUSTER, "")
+        if theirs != _ascii(self.cluster):
+            return f'cluster "{theirs}" is not ours, "{self.cluster}"; mend cluster.name'
         if not hmac.compare_digest(words.get(KEY, ""), self.fingerprint):
             return "its cluster.key is not ours; give all peers of the mesh the same"
         return ""
