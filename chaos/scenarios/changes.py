@@ -48,7 +48,7 @@ def join(run: Run) -> None:
     before_bytes = run.cluster.under_store.egress_bytes
     newcomer = run.nodes[-1]
     fault = Join(newcomer)
-    with run.until_all_know(newcomer, states=WELL, goal_s=5.0, what="all see it, after"):
+    with run.until_all_know(newcomer, states=WELL, goal_s=5.0, what="all see it, after it serves"):
         run.inject(fault)
     run.report.rows.append(row("it serves after", fault.took_s, "s", at_most=5.0))
     run.hold(6)

@@ -179,6 +179,7 @@ def _print(found: Plan) -> None:
         f"at most {size_shown(found.moved_share * found.owned_bytes)}; "
         f"{percent_shown(found.collateral_share)} between peers that stay",
         style="bold",
+        soft_wrap=True,
     )
     table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("from", no_wrap=True)

@@ -133,7 +133,7 @@ class Gossip:
 
     async def leave(self) -> None:
         self._watched.mine(as_left(self._watched.me))
-        with suppress(kinship.KinshipError):
+        with suppress(kinship.KinshipError, RuntimeError):  # not started, or ended already
             await self._cluster.leave(LEAVE_WITHIN_S)
 
     async def aclose(self) -> None:

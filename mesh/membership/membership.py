@@ -55,8 +55,8 @@ class Membership(Protocol):
 
     @property
     def twin(self) -> Member | None:
-        """A peer that claims this one's identity: a copied data directory, or what is
-        still said of this peer's own run before this one."""
+        """A peer that claims this one's identity (a copied data directory, or what is still
+        said of this peer's own run before this one) or its name."""
         ...
 
     async def aclose(self) -> None:
@@ -77,9 +77,7 @@ class Watched:
         self.me = me
         self.roster = roster or Roster()
         self.clock = clock
-        self.twin: Member | None = None
         self.tag = f"{me.id}.{me.run:x}.{secrets.token_hex(3)}"
-        self._twin_tag = ""
         self.heard: dict[str, Member] = {}
         """By tag, the runs that are here and are not this one."""
 
@@ -95,6 +93,11 @@ class Watched:
         while self._view.epoch == epoch:
             await self._changed.wait()
         return self._view
+
+    @property
+    def twin(self) -> Member | None:
+        claims = (m for m in self.heard.values() if m.id == self.me.id or m.name == self.me.name)
+        return next(claims, None)
 
     def mine(self, me: Member) -> None:
         """Note how this peer is now."""
@@ -113,10 +116,6 @@ class Watched:
             self.roster.hear(member, self.clock())
             if not member.is_here:
                 self._hear_again(member.id)
-        elif member.is_here:
-            self.twin, self._twin_tag = member, tag
-        elif tag == self._twin_tag:
-            self.twin, self._twin_tag = None, ""
 
     def lose(self, tag: str) -> None:
         """Note that a run that was here is gone, and did not say that it leaves."""
@@ -125,9 +124,9 @@ class Watched:
 
     def _hear_again(self, member_id: str) -> None:
         """One of two copies of a data directory is gone: the other one is that peer now."""
-        for member in self.heard.values():
-            if member.id == member_id:
-                self.roster.hear(member, self.clock())
+        left = [member for member in self.heard.values() if member.id == member_id]
+        if left:
+            self.roster.reinstate(max(left, key=lambda member: member.run), self.clock())
 
     def renew(self) -> None:
         """Make the view of what the roster has heard; wake who waits for another one."""

@@ -68,6 +68,14 @@ class Roster:
             known.has_place = known.has_place or is_ready
         known.member = member
 
+    def reinstate(self, member: Member, now_s: float) -> None:
+        """Go back to an earlier run of a peer, the later one having been a copy of it."""
+        known = self._known.get(member.id)
+        if known is None or known.member.is_here:
+            self.hear(member, now_s)
+        else:
+            known.member, known.since_s = member, now_s
+
     def mark(self, member_id: str, run: int, state: State, now_s: float) -> None:
         """Note the state of a run of a peer, without news of anything else of it."""
         known = self._known.get(member_id)

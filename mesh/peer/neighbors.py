@@ -179,7 +179,9 @@ class RingNeighbors:
         may be old, or true of them alone: a read must not fail for that.
         """
         now_s = self._clock()
-        return not (self.health.is_under_store_away(now_s) and self.health.is_barren(self.me, now_s))
+        return not (
+            self.health.is_under_store_away(now_s) and self.health.is_barren(self.me, now_s)
+        )
 
     def note_under_store(self, *, answers: bool) -> None:
         if answers:

@@ -42,6 +42,8 @@ HEAL_AFTER_S = 2.0
 
 HEAL_EVERY_S = 5.0
 TWIN_AGAIN_S = 60.0
+TWIN_ASKED = 3
+TWIN_ASKED_EVERY_S = 0.2
 OTHERS_ASKED = 8
 
 
@@ -74,18 +76,18 @@ class Presence:
     async def check(self) -> None:
         """Raise `Unusable` if somebody else is already here under this identity or name."""
         twin = self._membership.twin
-        if twin is not None and await self._is_real(twin):
+        if twin is None or not await self._is_real(twin):
+            return
+        if twin.id != self._me.id:
             raise Unusable(
-                f"store.directory: the peer {twin.name} at {twin.address} runs with the same "
-                f"identity, {twin.id}: one of the directories is a copy; give this peer an "
-                "empty one"
-            )
-        holder = self._membership.view.find(self._me.name)
-        if holder is not None and holder.id != self._me.id:
-            raise Unusable(
-                f'peer.name "{self._me.name}" is taken by the peer at {holder.address}; '
+                f'peer.name "{self._me.name}" is taken by the peer at {twin.address}; '
                 "give each peer a name of its own"
             )
+        raise Unusable(
+            f"store.directory: the peer {twin.name} at {twin.address} runs with the same "
+            f"identity, {twin.id}: one of the directories is a copy; give this peer an "
+            "empty one"
+        )
 
     async def enter(self, *, slowly: bool) -> None:
         """Be active, with a part of the weight if *slowly*."""
@@ -149,16 +151,22 @@ class Presence:
         if await self._is_real(twin):
             self._told_twin_s = now_s
             log.error(
-                "another peer claims this one's identity",
+                "another peer claims this one's identity or name",
                 peer=twin.name,
                 address=twin.address,
-                mend="one of the two data directories is a copy; empty it",
+                mend="empty the data directory that is a copy, or give the peers two names",
             )
 
     async def _is_real(self, twin: Member) -> bool:
-        """Whether a second run of this identity answers, and is not this one."""
-        said = await self._neighbors.hello(twin)
-        return said is not None and said.id == self._me.id and twin.address != self._me.address
+        """Whether who claims our identity or name answers, and is not this very peer."""
+        if twin.address == self._me.address:
+            return False  # our run before this one, or this one
+        for _ in range(TWIN_ASKED):
+            said = await self._neighbors.hello(twin)
+            if said is not None:
+                return said.id == twin.id
+            await asyncio.sleep(TWIN_ASKED_EVERY_S)
+        return False
 
     # Views that differ
 

@@ -16,6 +16,9 @@ from mesh.testing.simulation import Simulation
 STEPS = 14
 READS_A_STEP = 6
 LASTS_S = (0.5, 5.0)
+AWAY_S = (0.5, 9.0)
+"""For so long a peer is away: sometimes for longer than its grace."""
+
 AT_ONCE = 3
 PEERS_MAX = 7
 
@@ -66,7 +69,8 @@ class Accidents:
         what, undo = begun
         self._sim.note(f"begins: {what}")
         self._sim.tally.accidents.append(what.split()[0])
-        end_s = asyncio.get_running_loop().time() + self._random.uniform(*LASTS_S)
+        lasts_s = AWAY_S if what.startswith(("kill", "leave")) else LASTS_S
+        end_s = asyncio.get_running_loop().time() + self._random.uniform(*lasts_s)
         self._lasting.append((end_s, what, undo))
 
     async def _undo_before(self, now_s: float) -> None:

@@ -28,7 +28,7 @@ from mesh.testing.memory import DistantUnderStore, OneUnderStore
 from mesh.testing.network import SimNetwork, SimTasks
 from mesh.understore.understore import UnderStore
 
-GRACE_S = 8.0
+GRACE_S = 3.0
 SLOW_START_S = 1.5
 MEMORY_BYTES = 8 * MIB
 LOOKS_MAX = 5

@@ -47,27 +47,52 @@ class Hosts:
         more: str = "",
         store: str = 'capacity = "40GiB"',
         peer: str = "",
+        cluster: str = "",
     ) -> None:
-        """Have each peer show the mount table that *mounts* is the TOML of."""
+        """Have each peer show the mount table that *mounts* is the TOML of.
+
+        They know each other by a list; with *cluster*, more keys of that section, they
+        meet by gossip.
+        """
         self.root = root
+        self._more = (mounts, more, store, peer, cluster)
         self.names = list(names)
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
         self.views: dict[Path, subprocess.Popen[bytes]] = {}
         self._numbers = iter(range(1000))
-        ports = free_ports(2 * len(names))
+        ports = free_ports(3 * len(names))
+        count = len(names)
         self.addresses = {n: f"127.0.0.1:{p}" for n, p in zip(names, ports, strict=False)}
-        self.metrics = dict(zip(names, ports[len(names) :], strict=True))
+        self.metrics = dict(zip(names, ports[count:], strict=False))
+        self.gossip = {n: f"127.0.0.1:{p}" for n, p in zip(names, ports[2 * count :], strict=True)}
+        for name in names:
+            self.write(name)
+
+    def write(self, name: str, *, cluster: str = "", peer: str = "") -> None:
+        """Write the config of a peer, with these changes to what all have."""
+        mounts, more, store, peer_of_all, cluster_of_all = self._more
+        self.config(name).write_text(
+            f"[cluster]\n{self._cluster(cluster or cluster_of_all)}"
+            f'[peer]\nname = "{name}"\nmetrics = "127.0.0.1:{self.metrics[name]}"\n'
+            f"{self._own(name) if cluster_of_all else ''}{peer_of_all}\n{peer}\n"
+            f'[store]\ndirectory = "{self.store(name)}"\nfree_space_ratio = 0.01\n{store}\n'
+            f"{mounts}\n{more}\n"
+        )
+
+    def _cluster(self, cluster: str) -> str:
+        if cluster:
+            seeds = list(self.gossip.values())[:2]
+            given = "" if "seeds" in cluster else f"seeds = {seeds!r}\n"
+            named = "" if "name =" in cluster else 'name = "test"\n'
+            return f"{named}{given}{cluster}\n"
         listed = "".join(
             f'[[cluster.peers]]\nname = "{name}"\naddress = "{address}"\n'
             for name, address in self.addresses.items()
         )
-        for name in names:
-            self.config(name).write_text(
-                f'[cluster]\nname = "test"\n{listed}'
-                f'[peer]\nname = "{name}"\nmetrics = "127.0.0.1:{self.metrics[name]}"\n{peer}\n'
-                f'[store]\ndirectory = "{self.store(name)}"\nfree_space_ratio = 0.01\n{store}\n'
-                f"{mounts}\n{more}\n"
-            )
+        return f'name = "test"\n{listed}'
+
+    def _own(self, name: str) -> str:
+        return f'listen = "{self.addresses[name]}"\ngossip = "{self.gossip[name]}"\n'
 
     def config(self, name: str) -> Path:
         return self.root / f"{name}.toml"
