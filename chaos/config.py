@@ -11,7 +11,7 @@ from typing import Literal
 
 Membership = Literal["static", "gossip"]
 
-DEFAULT_MEMBERSHIP: Membership = "static"
+DEFAULT_MEMBERSHIP: Membership = "gossip"
 """What a run uses unless it is told; the one line that switches all scenarios."""
 
 PEER_PORT = 7101

@@ -84,7 +84,10 @@ class RingNeighbors:
         *,
         metrics: Metrics | None = None,
         clock: Clock = monotonic_s,
+        pulse_wire: Wire | None = None,
     ) -> None:
+        """Have signs of life asked for over *pulse_wire*: on a connection of its own, a
+        small answer need not queue behind the megabytes that are under way."""
         self.view = view
         self.ring = ring_of(view)
         self.me = me
@@ -96,11 +99,17 @@ class RingNeighbors:
         self._clock = clock
         self._signs = Signs()
         self._strays = Strays()
+        self._pulse_wire = pulse_wire or wire
+        self._pulses: dict[str, asyncio.Task[None]] = {}
         self._former: list[Ring] = []
         self._broke = asyncio.Event()
         self._held: OrderedDict[tuple[str, bytes], tuple[float, frozenset[int]]] = OrderedDict()
 
     async def aclose(self) -> None:
+        pulses = list(self._pulses.values())
+        for pulse in pulses:
+            pulse.cancel()
+        await asyncio.gather(*pulses, return_exceptions=True)
         await self._strays.aclose()
 
     # Who is there
@@ -239,7 +248,22 @@ class RingNeighbors:
             self._clock,
             answers=(Stale, Refused),
             gives_up=is_relayed or method is PEEK,
+            pulse=self._pulse,
         )
+
+    def _pulse(self, peer: str) -> None:
+        """Ask *peer* for a sign of life, unless that is under way."""
+        if peer not in self._pulses:
+            task = asyncio.ensure_future(self._feel(peer))
+            self._pulses[peer] = task
+            task.add_done_callback(lambda done: self._pulses.pop(peer, None))
+
+    async def _feel(self, peer: str) -> None:
+        with suppress(MeshError):
+            await self._pulse_wire.call(
+                self._address(peer), HELLO, Nothing(), timeout_s=PROBE_TIMEOUT_S
+            )
+            self._signs.heard(peer, self._clock())
 
     def settle(self, hedged: Hedged) -> None:
         """Learn from what became of a block's sources, and let those left over end."""

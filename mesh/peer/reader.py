@@ -82,6 +82,10 @@ class Neighbors(Protocol):
         """Whether this peer is one of those that the ring names for *key*."""
         ...
 
+    def is_primary(self, key: BlockKey) -> bool:
+        """Whether this peer is the first of those; what others keep are copies of its."""
+        ...
+
     def may_bypass(self) -> bool:
         """Whether the under-store may be asked after others have asked it in vain."""
         ...
@@ -276,7 +280,7 @@ class BlockReader:
                 landing = Landing(file, index, 0)
                 if not await self._peeked(landing, writer, [holder]):
                     return False
-                await writer.commit(is_copy=not self._neighbors.owns(file.key(index)))
+                await writer.commit(is_copy=not self._neighbors.is_primary(file.key(index)))
         except StoreFull:
             return False
         return True
@@ -307,7 +311,7 @@ class BlockReader:
             if others:
                 writer = await stack.enter_async_context(self._store.writing(file, index))
                 if await self._served(landing, writer, others):
-                    await writer.commit(is_copy=not self._neighbors.owns(key))
+                    await writer.commit(is_copy=not self._neighbors.is_primary(key))
                     self._count_read(PEER, file.length_bytes(index))
                     return
             await self._follow_fill(landing)
@@ -408,7 +412,7 @@ class BlockReader:
             ):
                 if not await self._taken(relay, landing, writer):
                     return False
-                await writer.commit(is_copy=not self._neighbors.owns(file.key(index)))
+                await writer.commit(is_copy=not self._neighbors.is_primary(file.key(index)))
         except StoreFull:
             return False
         finally:
@@ -429,7 +433,7 @@ class BlockReader:
                     for piece in landing.landed():  # from a primary that fell silent
                         await writer.write(piece.number, piece.data, piece.crc)
                     await self._bring(landing, writer)
-                    await writer.commit(is_copy=not self._neighbors.owns(key))
+                    await writer.commit(is_copy=not self._neighbors.is_primary(key))
             except StoreFull as error:
                 log.warning("block not kept", block=str(key), reason=str(error))
                 await self._bring(landing, None)

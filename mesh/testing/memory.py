@@ -208,6 +208,9 @@ class MemoryNeighbors:
     def owns(self, key: BlockKey) -> bool:
         return self.me in self.order
 
+    def is_primary(self, key: BlockKey) -> bool:
+        return self.order[0] == self.me
+
     def may_bypass(self) -> bool:
         return True
 

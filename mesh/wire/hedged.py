@@ -21,6 +21,9 @@ from mesh.clock import Clock
 from mesh.errors import MeshError
 from mesh.wire.messages import Piece
 
+PULSE_AT = 0.5
+"""Part of the patience after which a sign of life is asked for, by another connection."""
+
 POLL_S = 0.1
 MARGIN_S = 0.001
 """A timer that fires a moment early must not be set again for nothing."""
@@ -60,6 +63,7 @@ class Signs:
         self._waiting_s: dict[str, float] = {}
 
     def asked(self, peer: str, now_s: float) -> None:
+        """Note that something is expected of *peer* from now on."""
         self._waiting_s.setdefault(peer, now_s)
 
     def heard(self, peer: str, now_s: float) -> None:
@@ -114,10 +118,13 @@ class Hedged:
         *,
         answers: tuple[type[MeshError], ...] = (),
         gives_up: bool = False,
+        pulse: Callable[[str], None] = lambda peer: None,
     ) -> None:
         """Take errors of the kinds *answers* for the answer, from whomever they come.
 
         With *gives_up* nobody is waited for who was silent too long, not even the last.
+        *pulse* is called for a peer that begins to be silent; what it then learns of it
+        by other ways counts as a sign of life (`Signs.heard`).
         """
         self._peers: Iterator[str] = iter(peers)
         self._ask = ask
@@ -126,6 +133,7 @@ class Hedged:
         self._clock = clock
         self._answers = answers
         self._gives_up = gives_up
+        self._pulse = pulse
         self.sources: list[Source] = []
         """Whom was asked, in order."""
 
@@ -152,7 +160,9 @@ class Hedged:
                     yield source, piece
             if all(source.is_over for source in self.sources):
                 self._next_source()
-            elif not came and self._gives_up and self._are_silent(live):
+            elif not came:
+                self._feel(live)
+            if not came and self._gives_up and self._are_silent(live):
                 return
 
     def give_up(self, source: Source, error: MeshError) -> None:
@@ -173,8 +183,15 @@ class Hedged:
 
     def _wait_s(self, live: list[Source]) -> float:
         silent_s = min(map(self.silent_s, live))
-        ends_s = (self._patience.after_s, self._patience.lost_after_s)
+        after_s = self._patience.after_s
+        ends_s = (after_s * PULSE_AT, after_s, self._patience.lost_after_s)
         return next((end_s - silent_s for end_s in ends_s if end_s > silent_s), POLL_S) + MARGIN_S
+
+    def _feel(self, live: list[Source]) -> None:
+        """Ask those who begin to be silent for a sign of life."""
+        for source in live:
+            if self.silent_s(source) >= self._patience.after_s * PULSE_AT:
+                self._pulse(source.peer)
 
     def _are_silent(self, live: list[Source]) -> bool:
         return min(map(self.silent_s, live)) >= self._patience.after_s
