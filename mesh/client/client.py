@@ -37,7 +37,7 @@ from mesh.understore.table import MountTable, Place
 from mesh.understore.understore import UnderStore, UnderStoreSettings
 from mesh.wire.channels import Channels, TlsSettings
 from mesh.wire.codec import FETCH, LIST, MEMBERS, REPORT, STAT, Method
-from mesh.wire.local import LocalChannel, mount_socket
+from mesh.wire.local import SILENT, LocalChannel, mount_socket
 from mesh.wire.messages import (
     FetchReply,
     FetchRequest,
@@ -65,7 +65,11 @@ LISTING_AGE_S = 1.0
 """So old a listing may be when a peer hands it out."""
 
 PEER_AWAY_S = 0.5
-"""For so long the own peer is not asked again after it did not answer."""
+"""For so long the own peer is not asked again after it refused: asking costs nothing."""
+
+PEER_SILENT_S = 5.0
+"""Likewise after it fell silent, unless a report finds it well before: each read that asks
+it would wait in vain for `wire.local.SILENT_S`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +236,7 @@ class MeshClient:
             )
             try:
                 reply = await self._own.call(REPORT, report, timeout_s=1.0)
+                self._own_away_until_s = 0.0
                 self._take_view(reply.view)
             except MeshError as error:
                 log.debug("no report", reason=str(error))
@@ -297,7 +302,8 @@ class MeshClient:
         if peer == self._settings.name:
             if self._clock() >= self._own_away_until_s:
                 log.info("own peer away", reason=str(error))
-            self._own_away_until_s = self._clock() + PEER_AWAY_S
+            is_silent = str(error).endswith(SILENT)
+            self._own_away_until_s = self._clock() + (PEER_SILENT_S if is_silent else PEER_AWAY_S)
         else:
             self.direct.note_failure(peer, error)
         self.metrics.failovers.labels("PeerUnavailable").inc()

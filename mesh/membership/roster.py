@@ -5,8 +5,9 @@ tells it here, and everybody gets the same rules:
 
 * of two runs of one identity the later counts: a peer that was restarted is back,
   whatever is still said of the run before, and has the place that it had
-* of two identities with one name the one that is here counts, and of two that are
-  the one with the smaller id, so that all choose alike whatever they heard first
+* of two identities with one name the one that is here counts, of two that are the one
+  that has a place: a newcomer never takes it away; and of two that have the one with
+  the smaller id, so that all choose alike whatever they heard first
   (ids that begin with the time when they were made let the older one be chosen)
 * who is dead or has left keeps its place for the grace, and is forgotten
   `FORGET_S` later; who never had a place gets none by dying
@@ -113,9 +114,12 @@ class Roster:
         return min((end_s for end_s in ends_s if end_s > now_s), default=None)
 
     def _placed(self, known: _Known, now_s: float) -> Member:
-        is_placed = known.has_place and not self._is_over(known, now_s)
+        is_placed = self._has_place(known, now_s)
         member = known.member
         return member if member.is_placed is is_placed else replace(member, is_placed=is_placed)
+
+    def _has_place(self, known: _Known, now_s: float) -> bool:
+        return known.has_place and not self._is_over(known, now_s)
 
     def _is_over(self, known: _Known, now_s: float) -> bool:
         """Whether it is gone and its grace has ended."""
@@ -125,11 +129,11 @@ class Roster:
         return known.since_s + self._grace_s + self._forget_s
 
     def _chosen(self, now_s: float) -> dict[str, _Known]:
-        """Return who has each name: who is here, then who has a place yet, then the smaller id."""
+        """Return who has each name: who is here, then who has a place, then the smaller id."""
 
         def rank(known: _Known) -> tuple[bool, bool, str]:
             member = known.member
-            return not member.is_here, self._is_over(known, now_s), member.id
+            return not member.is_here, not self._has_place(known, now_s), member.id
 
         chosen: dict[str, _Known] = {}
         for known in sorted(self._known.values(), key=rank):

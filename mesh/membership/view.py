@@ -72,10 +72,13 @@ class Member:
     def __post_init__(self) -> None:
         if not self.id:  # a list that names peers needs no other identity
             object.__setattr__(self, "id", self.name)
+        # As JSON gives it back: 1 and 1.0 would make two epochs of one view.
+        object.__setattr__(self, "weight", float(self.weight))
+        object.__setattr__(self, "portion", float(self.portion))
         if not 0.25 <= self.weight <= 4:
-            raise ValueError(f"weight of peer {self.name} is {self.weight}, need 0.25 to 4")
+            raise ValueError(f"weight of peer {self.name} is {self.weight:g}, need 0.25 to 4")
         if not 0 < self.portion <= 1:
-            raise ValueError(f"portion of peer {self.name} is {self.portion}, need 0 to 1")
+            raise ValueError(f"portion of peer {self.name} is {self.portion:g}, need 0 to 1")
 
     @property
     def is_asked(self) -> bool:

@@ -41,9 +41,12 @@ CALLS_MAX = 4096
 """Under way at once on one connection; a mount has at most 64 requests of the
 kernel and 16 blocks to read ahead for each open file."""
 
-WATCH_EVERY_S = 0.25
-SILENT_S = 1.0
+WATCH_EVERY_S = 0.1
+SILENT_S = 0.4
 """A peer that is waited for and has not even answered a ping for so long is stopped."""
+
+SILENT = "silent"
+"""The last word of the reason why it can't be asked then."""
 
 
 def mount_socket(socket: str) -> str:
@@ -168,6 +171,7 @@ class _ClientSide(_Frames):
         self._last_number = 0
         self._heard_s = 0.0
         self._watch: asyncio.TimerHandle | None = None
+        self._due_s = 0.0
 
     def frame(self, number: int, code: int, payload: bytes) -> None:
         self._heard_s = asyncio.get_running_loop().time()
@@ -200,11 +204,15 @@ class _ClientSide(_Frames):
         self._waiting[self._last_number] = waiter
         self.send(self._last_number, code, payload)
         if self._watch is None:
-            self._watch = loop.call_later(WATCH_EVERY_S, self._look)
+            self._look_again(loop)
         return self._last_number, waiter
 
     def give_up(self, number: int) -> None:
         self._waiting.pop(number, None)
+
+    def _look_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._due_s = loop.time() + WATCH_EVERY_S
+        self._watch = loop.call_at(self._due_s, self._look)
 
     def _look(self) -> None:
         """While somebody waits: ask for a sign of life, and hang up when none comes."""
@@ -212,11 +220,17 @@ class _ClientSide(_Frames):
         if not self._waiting:
             return
         loop = asyncio.get_running_loop()
+        # Time in which we did not run ourselves is no silence of the peer's.
+        self._heard_s += max(0.0, loop.time() - self._due_s)
         if loop.time() - self._heard_s > SILENT_S:
+            waiting, self._waiting = self._waiting, {}
+            for waiter in waiting.values():
+                if not waiter.done():
+                    waiter.set_exception(PeerUnavailable(self._peer, SILENT))
             self.abort()
             return
         self.send(0, PING, b"")
-        self._watch = loop.call_later(WATCH_EVERY_S, self._look)
+        self._look_again(loop)
 
 
 class LocalChannel:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.membership.roster import FORGET_S, GRACE_S, Roster
-from mesh.membership.view import Member, State, View, view_of
+from mesh.membership.view import Member, State, View, view_from_json, view_of, view_to_json
 
 A = Member("a", "host-a:1", id="id-a", run=1)
 GONE = [State.DEAD, State.LEFT]
@@ -216,7 +216,17 @@ def test_a_later_run_wins_and_each_name_is_there_once(news: list[Member]) -> Non
                   for i in {m.id for m in same_name}]  # fmt: skip
         if any(m.is_here for m in latest):
             assert member.is_here
-            assert member.id == min(m.id for m in latest if m.is_here)
+            here = [m for m in latest if m.is_here]
+            if all(m.state is State.ACTIVE for m in here):
+                assert member.id == min(m.id for m in here)
+
+
+def test_a_newcomer_takes_the_name_of_nobody_who_has_a_place() -> None:
+    """It was given a name that is taken; it will see that, and stop."""
+    old = Member("a", "host:1", id="id-2")
+    new = Member("a", "other:1", id="id-1", state=State.JOINING)
+    assert only(told((0, old), (1, new)).view(2)) == old
+    assert only(told((0, new), (1, old)).view(2)) == old
 
 
 def test_a_homonym_that_died_long_ago_takes_no_place_from_one_that_just_died() -> None:
@@ -283,3 +293,9 @@ def test_what_a_view_names() -> None:
 def test_members_that_make_no_sense(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field} of peer a is {value:g}, need"):
         replace(A, **{field: value})
+
+
+@given(view=views, weight=st.sampled_from([1, 2, 0.25, 1 / 3]))
+def test_a_view_is_the_same_after_a_journey(view: View, weight: float) -> None:
+    view = view_of(replace(member, weight=weight) for member in view.members)
+    assert view_from_json(view_to_json(view)) == view
