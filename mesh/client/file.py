@@ -4,6 +4,10 @@ here, and in the page cache    read at once, without a thread
 here                           read in a thread
 not here                       the own peer brings it here, then as above
 own peer away or full          `direct`
+
+Whatever is read here is checked against its CRCs, each time, the page cache too: the
+kernel reads ahead of any reader, so nobody knows when a page of it came from the disk.
+What does not match is suspect: the own peer looks at the block, and brings it again.
 """
 
 from __future__ import annotations
@@ -15,22 +19,21 @@ from typing import TYPE_CHECKING
 
 from crc32c import crc32c
 
-from mesh.blocks import KIB, FileVersion, Span, piece_range, pieces_of, spans
+from mesh.blocks import FileVersion, Span, spans
 from mesh.client.ahead import ReadAhead
+from mesh.client.checked import is_right, widened
 from mesh.client.here import Descriptor
 from mesh.errors import MeshError, Stale, StoreFull, Unavailable
 from mesh.metrics import LOCAL
-from mesh.store.index import BlockRecord
-from mesh.wire.messages import FetchRequest
+from mesh.wire.messages import FetchReply, FetchRequest
 
 if TYPE_CHECKING:
     from mesh.client.client import MeshClient
 
 TRIES = 3
 AHEAD_TASKS_MAX = 16
-CHECKED_MAX = 4096
-SMALL_BYTES = 128 * KIB
-"""A read of less that goes on nowhere is a random one."""
+LOOK_AGAIN_S = 0.002
+"""Until a block that is landing can be read; seldom needed."""
 
 
 class MeshFile:
@@ -47,7 +50,6 @@ class MeshFile:
         self._local_blocks = client.metrics.read_blocks.labels(LOCAL)
         self._brought: set[int] = set()
         self._suspects: set[int] = set()
-        self._checked: dict[int, tuple[int, int]] = {}  # by block: stamp, bitmap of pieces
 
     def read_now(self, offset_bytes: int, into: memoryview) -> int | None:
         """Read into a buffer what is here and in memory; None when a read must wait.
@@ -55,14 +57,10 @@ class MeshFile:
         Returns the number of bytes, fewer than the buffer holds only at the end.
         """
         size_bytes = max(0, min(len(into), self.file.size_bytes - offset_bytes))
-        is_small = self._is_small(offset_bytes, size_bytes)
         done_bytes = 0
         for span in spans(offset_bytes, size_bytes, block_bytes=self.file.block_bytes):
             target = into[done_bytes : done_bytes + span.size_bytes]
-            try:
-                if not self._read_here(span, target, is_small=is_small, flags=os.RWF_NOWAIT):
-                    return None
-            except BlockingIOError:
+            if not self._read_here(span, target, flags=os.RWF_NOWAIT):
                 return None
             self._count(span)
             done_bytes += span.size_bytes
@@ -77,13 +75,12 @@ class MeshFile:
         `UnderStoreUnavailable` when nobody could answer.
         """
         size_bytes = max(0, min(len(into), self.file.size_bytes - offset_bytes))
-        is_small = self._is_small(offset_bytes, size_bytes)
         done_bytes = 0
         self._note(offset_bytes, size_bytes)
         for span in spans(offset_bytes, size_bytes, block_bytes=self.file.block_bytes):
             target = into[done_bytes : done_bytes + span.size_bytes]
             try:
-                await self._read_span(span, target, is_small=is_small)
+                await self._read_span(span, target)
             except Stale:
                 self._client.suspect(self.path)
                 raise
@@ -98,109 +95,112 @@ class MeshFile:
 
     # One span
 
-    def _read_here(self, span: Span, target: memoryview, *, is_small: bool, flags: int = 0) -> bool:
-        """Read a span from this host's store; False when it is not there, or not any more."""
+    def _read_here(self, span: Span, target: memoryview, *, flags: int = 0) -> bool:
+        """Read a span from this host's store and check it; False when it is not there, not
+        any more, not right, or would have to be waited for."""
         here = self._client.here
         key = self.file.key(span.block_index)
         record = here.record(key)
         if record is None:
             return False
+        if record.length_bytes != self.file.length_bytes(span.block_index):
+            self._suspects.add(span.block_index)
+            return False
         if self.file.is_inline:
             data = here.inline(self.file.id)
             if data is None:
                 return False
-            target[:] = data[span.start_bytes : span.stop_bytes]
-            return True
-        fd = self._descriptor.at(here.extents, self.file, record.inode)
-        if fd is None:
-            return False
-        offset_bytes = span.block_index * self.file.block_bytes + span.start_bytes
-        if os.preadv(fd, [target], offset_bytes, flags) != len(target):
-            return False
-        if not is_small and not self._is_right(span, target, record, flags):
-            return False
-        after = here.record(key)
-        return after is not None and after.stamp == record.stamp
-
-    def _is_right(self, span: Span, target: memoryview, record: BlockRecord, flags: int) -> bool:
-        """Check the pieces that a span touches against their CRCs, each once for a handle.
-
-        A piece that was not read whole is read whole for it. False also when it would
-        have to be waited for. Small reads here and there are left alone: each would cost
-        a MiB of the disk; see `docs/semantics.md`.
-        """
-        stamp, checked = self._checked.get(span.block_index, (0, 0))
-        if stamp != record.stamp:
-            checked = 0
-        for piece in pieces_of(span):
-            if checked >> piece & 1:
-                continue
-            start_bytes, size_bytes = piece_range(piece, length_bytes=record.length_bytes)
-            begin = start_bytes - span.start_bytes
-            if begin >= 0 and begin + size_bytes <= span.size_bytes:
-                whole = target[begin : begin + size_bytes]
-            else:
-                whole = memoryview(bytearray(size_bytes))
-                fd = self._descriptor.at(self._client.here.extents, self.file, record.inode)
-                offset_bytes = span.block_index * self.file.block_bytes + start_bytes
-                if fd is None or os.preadv(fd, [whole], offset_bytes, flags) != size_bytes:
-                    return False
-            if crc32c(whole) != record.crcs[piece]:
-                self._suspects.add(span.block_index)
+            start_bytes, buffers = 0, [memoryview(data)]
+        else:
+            start_bytes, buffers = widened(span, target, record)
+            if not self._preadv(span.block_index, start_bytes, buffers, record.inode, flags):
                 return False
-            checked |= 1 << piece
-        if len(self._checked) >= CHECKED_MAX:
-            self._checked.clear()
-        self._checked[span.block_index] = (record.stamp, checked)
+        after = here.record(key)
+        if after is None or after.stamp != record.stamp:
+            return False
+        if not is_right(start_bytes, buffers, record):
+            self._suspects.add(span.block_index)
+            return False
+        if self.file.is_inline:
+            target[:] = buffers[0][span.start_bytes : span.stop_bytes]
         return True
 
-    def _is_small(self, offset_bytes: int, size_bytes: int) -> bool:
-        return size_bytes < SMALL_BYTES and self._ahead.is_elsewhere(offset_bytes)
+    def _preadv(
+        self,
+        block_index: int,
+        start_bytes: int,
+        buffers: Sequence[memoryview],
+        inode: int,
+        flags: int,
+    ) -> bool:
+        """Fill the buffers from an extent file; False when it has not all, or not at once."""
+        fd = self._descriptor.at(self._client.here.extents, self.file, inode)
+        if fd is None:
+            return False
+        offset_bytes = block_index * self.file.block_bytes + start_bytes
+        try:
+            return os.preadv(fd, buffers, offset_bytes, flags) == sum(map(len, buffers))
+        except BlockingIOError:
+            return False
 
-    async def _read_span(self, span: Span, target: memoryview, *, is_small: bool) -> None:
+    async def _read_span(self, span: Span, target: memoryview) -> None:
+        index = span.block_index
+        if index not in self._suspects and self._is_recorded(index):
+            if await self._in_thread(self._read_here, span, target):
+                self._count(span)
+                return
         loop = asyncio.get_running_loop()
-        threads = self._client.threads
-        is_here = self._client.here.record(self.file.key(span.block_index)) is not None
-        read_here = partial(self._read_here, span, target, is_small=is_small)
-        if is_here and await loop.run_in_executor(threads, read_here):
-            self._count(span)
-            return
         for _ in range(TRIES):
             asked_s = loop.time()
             request = FetchRequest(
                 self.file,
-                span.block_index,
+                index,
                 span.start_bytes,
                 span.size_bytes,
-                is_suspect=span.block_index in self._suspects,
+                is_suspect=index in self._suspects,
             )
             try:
                 reply = await self._client.fetch(request)
             except (Unavailable, StoreFull):
                 break
-            self._suspects.discard(span.block_index)
+            self._suspects.discard(index)
             if reply.origin != LOCAL:
-                self._brought.add(span.block_index)
-            if self.file.is_inline:
-                if self._read_here(span, target, is_small=True):
-                    return
-                continue
-            fd = self._descriptor.at(self._client.here.extents, self.file, reply.inode)
-            if fd is None:
-                continue
-            offset_bytes = span.block_index * self.file.block_bytes + span.start_bytes
-            try:
-                # It was written a moment ago.
-                got_bytes = os.preadv(fd, [target], offset_bytes, os.RWF_NOWAIT)
-            except BlockingIOError:
-                got_bytes = 0
-            if got_bytes != len(target):
-                args = (fd, [target], offset_bytes)
-                got_bytes = await loop.run_in_executor(threads, os.preadv, *args)
-            if got_bytes == len(target) and loop.time() - asked_s < reply.lease_s:
+                self._brought.add(index)
+            if await self._read_brought(span, target, reply, until_s=asked_s + reply.lease_s):
                 return
-        data = await self._client.direct.block(self.file, span.block_index)
+        data = await self._client.direct.block(self.file, index)
         target[:] = memoryview(data)[span.start_bytes : span.stop_bytes]
+
+    async def _read_brought(
+        self, span: Span, target: memoryview, reply: FetchReply, *, until_s: float
+    ) -> bool:
+        """Read what the own peer has just said is here; False when it is not any more.
+
+        A block that has landed is checked as any other. One that is landing has no
+        record yet. Of that one only the page cache is read, where the peer put the
+        bytes a moment ago after it had checked them; the disk is never asked.
+        """
+        loop = asyncio.get_running_loop()
+        while loop.time() < until_s:
+            if self._is_recorded(span.block_index):
+                if self._read_here(span, target, flags=os.RWF_NOWAIT):
+                    return True
+                if span.block_index in self._suspects:
+                    return False
+                return await self._in_thread(self._read_here, span, target)
+            if not self.file.is_inline and self._preadv(
+                span.block_index, span.start_bytes, [target], reply.inode, os.RWF_NOWAIT
+            ):
+                return loop.time() < until_s
+            await asyncio.sleep(LOOK_AGAIN_S)
+        return False
+
+    def _is_recorded(self, index: int) -> bool:
+        return self._client.here.record(self.file.key(index)) is not None
+
+    async def _in_thread(self, call: Callable[[Span, memoryview], bool], *args: object) -> bool:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._client.threads, partial(call, *args))
 
     def _count(self, span: Span) -> None:
         """Count what was read from here, but for what was brought here to be read: the

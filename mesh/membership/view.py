@@ -97,7 +97,7 @@ class View:
 
     members: tuple[Member, ...]
     epoch: int
-    """64-bit digest of the members: equal views have equal epochs."""
+    """64-bit digest of the members that are here or have a place: equal ones, equal epochs."""
 
     def member(self, name: str) -> Member:
         """Return the member of that name; KeyError if there is none."""
@@ -124,7 +124,9 @@ class View:
 def view_of(members: Iterable[Member]) -> View:
     """Make the snapshot of *members*; their order does not matter."""
     ordered = tuple(sorted(members, key=lambda member: member.name))
-    digest = blake2b(repr(ordered).encode(), digest_size=8).digest()
+    # Of those who are gone for good not all have heard: a newcomer has not.
+    counted = [member for member in ordered if member.is_here or member.is_placed]
+    digest = blake2b(repr(counted).encode(), digest_size=8).digest()
     return View(ordered, int.from_bytes(digest, "big"))
 
 

@@ -20,6 +20,9 @@ PROBE_EVERY_S = 0.5
 RECENT_S = 600.0
 """For so long after a change somebody else may hold what a peer would fill."""
 
+QUIET_FOR_S = 1.0
+"""By then it has been found away, by us or by membership, or has given a sign of life."""
+
 SLOW_RATIO = 5.0
 SLOW_BLOCKS = 3
 SLOW_FOR_S = 5.0
@@ -48,6 +51,7 @@ class Health:
         """By peer: until when it is left alone, and for how long that was."""
 
         self._barren: dict[str, float] = {}
+        self._quiet: dict[str, float] = {}
 
     def failed(self, peer: str, now_s: float) -> bool:
         """Note that *peer* did not answer; say whether that is news."""
@@ -65,7 +69,7 @@ class Health:
 
     def forget(self, peer: str) -> None:
         """Drop what is known of a peer that is not in the mesh any more."""
-        for kept in (self._away, self._rates, self._slow, self._barren):
+        for kept in (self._away, self._rates, self._slow, self._barren, self._quiet):
             kept.pop(peer, None)
 
     def note_change(self, now_s: float) -> None:
@@ -82,6 +86,18 @@ class Health:
     def is_recent(self, now_s: float) -> bool:
         """Whether owners changed, or this peer began, not long ago."""
         return now_s - self._changed_s < RECENT_S
+
+    def overtaken(self, peer: str, now_s: float) -> None:
+        """Note that *peer* was silent for too long, and others were asked as well."""
+        self._quiet[peer] = now_s + QUIET_FOR_S
+
+    def heard(self, peer: str) -> None:
+        """Note a sign of life."""
+        self._quiet.pop(peer, None)
+
+    def is_quiet(self, peer: str, now_s: float) -> bool:
+        """Whether *peer* is better asked last, though it may not be away."""
+        return self._quiet.get(peer, 0.0) > now_s
 
     # Slow peers
 

@@ -139,6 +139,7 @@ class RingNeighbors:
             last = before.find(member.name)
             if last is None or last.run != member.run or last.address != member.address:
                 self.health.forget(member.name)
+                self._signs.forget(member.name)
             elif member.state is State.ACTIVE and last.state is not State.ACTIVE:
                 self.health.answered(member.name, now_s)
         for name in {m.name for m in before.members} - {m.name for m in after.members}:
@@ -157,7 +158,7 @@ class RingNeighbors:
                 best.append(name)
             elif member is None or not member.is_asked or self.health.is_away(name, now_s):
                 continue
-            elif member.state is State.SUSPECT or self.health.is_barren(name, now_s):
+            elif member.state is State.SUSPECT or self._is_doubtful(name, now_s):
                 worse.append(name)
             else:
                 best.append(name)
@@ -168,6 +169,9 @@ class RingNeighbors:
         return member.name == self.me or (
             member.state is State.ACTIVE and not self.health.is_away(member.name, now_s)
         )
+
+    def _is_doubtful(self, name: str, now_s: float) -> bool:
+        return self.health.is_barren(name, now_s) or self.health.is_quiet(name, now_s)
 
     def is_me(self, peer: str) -> bool:
         return peer == self.me
@@ -192,6 +196,10 @@ class RingNeighbors:
             self.health.is_under_store_away(now_s) and self.health.is_barren(self.me, now_s)
         )
 
+    def may_ask_after_all(self) -> bool:
+        """Whether others may reach the under-store although this peer can't."""
+        return not self.health.is_under_store_away(self._clock())
+
     def note_under_store(self, *, answers: bool) -> None:
         if answers:
             self.health.fertile(self.me)
@@ -214,7 +222,9 @@ class RingNeighbors:
         """
         primary = self.ring.owners(file.key(index), copies=1)[0]
         member = self.view.find(primary)
-        if primary == self.me or member is None or not self._is_well(member, self._clock()):
+        now_s = self._clock()
+        is_asked = member is not None and self._is_well(member, now_s)
+        if primary == self.me or not is_asked or self.health.is_quiet(primary, now_s):
             return None
         return self._hedged(SERVE, [primary], file, index, missing, is_relayed=True)
 
@@ -264,6 +274,7 @@ class RingNeighbors:
                 self._address(peer), HELLO, Nothing(), timeout_s=PROBE_TIMEOUT_S
             )
             self._signs.heard(peer, self._clock())
+            self.health.heard(peer)
 
     def settle(self, hedged: Hedged) -> None:
         """Learn from what became of a block's sources, and let those left over end."""
@@ -273,13 +284,16 @@ class RingNeighbors:
             if hedged.is_lost(source):
                 self._note_failure(source.peer, f"silent for {hedged.silent_s(source):.2f} s")
                 self._signs.forget(source.peer)
-            else:
-                self._learn(source, now_s)
+                continue
+            if not source.is_over and hedged.are_silent([source]):
+                self.health.overtaken(source.peer, now_s)
+            self._learn(source, now_s)
         self._strays.take(hedged)
 
     def _learn(self, source: Source, now_s: float) -> None:
         peer = source.peer
         if source.first_s:
+            self.health.heard(peer)
             self.hedging.heard(source.first_s - source.began_s)
         if isinstance(source.error, PeerUnavailable):
             self._note_failure(peer, str(source.error))
@@ -320,6 +334,7 @@ class RingNeighbors:
             if member is not None
             and member.state in (State.ACTIVE, State.SUSPECT, State.DRAINING)
             and not self.health.is_away(member.name, now_s)
+            and not self.health.is_quiet(member.name, now_s)
         ]
 
     async def _held_by(self, peer: str, file: FileVersion) -> frozenset[int]:

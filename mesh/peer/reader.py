@@ -1,16 +1,10 @@
-"""The read path: one block, from the nearest place that has it.
+"""The read path: one block for this host, from the nearest place that has it.
 
     store (this node)  →  owners, in ring order  →  under-store
 
-All decisions of a read are made here; the rooms below only do what they are
-asked. Three verbs:
-
-* `read`   for this host's mounts: may ask neighbors
-* `serve`  for a neighbor: from the store, or by a fill
-* `peek`   for a neighbor: from the store, or not at all
-
-No request goes round in circles, even while rings disagree, because each may wait
-only for what stands below it:
+All decisions of a read are made here, those of a fill in `filler`; the rooms below
+only do what they are asked. No request goes round in circles, even while rings
+disagree, because each may wait only for what stands below it:
 
     read                 may ask an owner to serve
     serve                may relay it, once, to the primary if that is another peer
@@ -24,109 +18,28 @@ owners that both miss would wait for each other for ever.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing
-from itertools import takewhile
-from typing import Protocol
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from itertools import dropwhile, takewhile
 
-import structlog
-from crc32c import crc32c
-
-from mesh.blocks import (
-    PIECE_BYTES,
-    BlockKey,
-    FileVersion,
-    Span,
-    piece_count,
-    piece_order,
-    pieces_of,
-)
+from mesh.blocks import PIECE_BYTES, FileVersion, Span, pieces_of
 from mesh.budget import Budget
 from mesh.clock import Clock, monotonic_s
-from mesh.errors import (
-    BlockCorrupt,
-    MeshError,
-    NotFound,
-    Stale,
-    StoreFull,
-    UnderStoreUnavailable,
-)
+from mesh.errors import MeshError, NotFound, StoreFull, UnderStoreUnavailable
 from mesh.metrics import LOCAL, PEER, UNDER_STORE, Metrics
-from mesh.peer.flight import HEARTBEAT, Flights, Landing
+from mesh.peer.filler import BlockFiller, Neighbors, UnderStores, checked
+from mesh.peer.flight import Flights, Landing
 from mesh.store.store import BlockStore, BlockWriter
-from mesh.understore.table import attributes_of
-from mesh.understore.understore import UnderStore
 from mesh.wire.channels import HEARTBEAT_S
-from mesh.wire.hedged import Hedged
-from mesh.wire.messages import FetchReply, Piece
-
-log = structlog.get_logger()
-
-Load = Callable[[Landing], Awaitable[None]]
+from mesh.wire.messages import FetchReply
 
 LEASE_S = 0.5
 """How long a block stays after a mount was told that it is here: many times what the
 mount needs to read it from the file. Longer would keep a small cache from evicting."""
 
 
-class Neighbors(Protocol):
-    """The other peers, by name."""
-
-    def owners(self, key: BlockKey) -> Sequence[str]:
-        """Return who should be asked for *key*, nearest first, this peer among them."""
-        ...
-
-    def is_me(self, peer: str) -> bool: ...
-
-    def owns(self, key: BlockKey) -> bool:
-        """Whether this peer is one of those that the ring names for *key*."""
-        ...
-
-    def is_primary(self, key: BlockKey) -> bool:
-        """Whether this peer is the first of those; what others keep are copies of its."""
-        ...
-
-    def may_bypass(self) -> bool:
-        """Whether the under-store may be asked after others have asked it in vain."""
-        ...
-
-    def serve(
-        self, peers: Sequence[str], file: FileVersion, index: int, missing: Sequence[int]
-    ) -> Hedged:
-        """Return the pieces of a block from the first of *peers* that can give them."""
-        ...
-
-    def relay(self, file: FileVersion, index: int, missing: Sequence[int]) -> Hedged | None:
-        """Return the pieces of a block from its primary; None if that is this peer, or away."""
-        ...
-
-    def peek(
-        self, peers: Sequence[str], file: FileVersion, index: int, missing: Sequence[int]
-    ) -> Hedged:
-        """Return the pieces of a block from those of *peers* that have it."""
-        ...
-
-    def settle(self, hedged: Hedged) -> None:
-        """Learn from what became of a block's sources, and let those left over end."""
-        ...
-
-    def note_under_store(self, *, answers: bool) -> None:
-        """Learn whether the under-store answers this peer."""
-        ...
-
-    async def other_holders(self, file: FileVersion, index: int, *, wide: bool) -> Sequence[str]:
-        """Return peers that have the block although one would think that we fill it."""
-        ...
-
-
-class UnderStores(Protocol):
-    def store_of(self, file: FileVersion) -> UnderStore:
-        """Raises `NotFound` for a version that is not from our mount table."""
-        ...
-
-
-class BlockReader:
-    """Reads blocks for this node and for its neighbors."""
+class BlockReader(BlockFiller):
+    """Reads blocks for this node; what it does for neighbors it has from `BlockFiller`."""
 
     def __init__(
         self,
@@ -140,25 +53,23 @@ class BlockReader:
         clock: Clock = monotonic_s,
     ) -> None:
         """Keep the bytes in flight under *memory_bytes*, half of it for other peers."""
-        self._clock = clock
-        self._store = store
-        self._neighbors = neighbors
-        self._under_stores = under_stores
-        self._metrics = metrics
+        super().__init__(
+            store,
+            neighbors,
+            under_stores,
+            tasks,
+            metrics,
+            memory_bytes=memory_bytes // 2,
+            clock=clock,
+        )
         self._reads = Flights(tasks)
-        self._fills = Flights(tasks)
-        self._relayed = Flights(tasks)
-        in_flight = metrics.in_flight_bytes
-        self._read_budget = Budget(memory_bytes // 2, in_flight.labels("reads"))
-        self._relay_budget = Budget(memory_bytes // 4, in_flight.labels("relays"))
-        self._fill_budget = Budget(memory_bytes // 4, in_flight.labels("fills"))
-
-    # The three verbs
+        in_flight = metrics.in_flight_bytes.labels("reads")
+        self._read_budget = Budget(memory_bytes // 2, in_flight)
 
     async def read(self, file: FileVersion, span: Span) -> FetchReply:
         """Bring a span to this host; return from which inode it can be read."""
         started_s = self._clock()
-        key = _checked(file, span.block_index)
+        key = checked(file, span.block_index)
         if span.stop_bytes > file.length_bytes(span.block_index):
             raise NotFound(f"block {key} ends before {span.stop_bytes}")
         self._store.touch(file.id)
@@ -187,126 +98,24 @@ class BlockReader:
 
     async def recheck(self, file: FileVersion, index: int) -> None:
         """Look at a block that somebody read wrong bytes from; drop it if it has rotted."""
-        _checked(file, index)
+        checked(file, index)
         await self._store.recheck(file, index)
 
     async def read_ahead(self, file: FileVersion, index: int) -> None:
         """Begin to bring a block that nobody waits for; do nothing when memory is short."""
-        _checked(file, index)
+        checked(file, index)
         if self._read_budget.is_half_spent() or self._fill_budget.is_half_spent():
             return
         if not await self._store.holds(file, index):
             self._reads.board(file, index, self._find)
-
-    async def serve(
-        self, file: FileVersion, index: int, first_piece: int
-    ) -> AsyncGenerator[Piece, None]:
-        """Yield the pieces of a block for a neighbor, heartbeats while it is filled."""
-        async for piece in self._serve(self._fills, self._fill, file, index, first_piece):
-            yield piece
-
-    async def serve_relayed(
-        self, file: FileVersion, index: int, first_piece: int
-    ) -> AsyncGenerator[Piece, None]:
-        """Do so for a neighbor that was asked itself: never ask a third one to serve."""
-        begun = self._fills.under_way(file.key(index))
-        is_relaying = begun is not None and begun.is_relaying
-        flights = self._relayed if is_relaying else self._fills
-        async for piece in self._serve(flights, self._fill_here, file, index, first_piece):
-            yield piece
-
-    async def _serve(
-        self, flights: Flights, load: Load, file: FileVersion, index: int, first_piece: int
-    ) -> AsyncGenerator[Piece, None]:
-        _checked(file, index)
-        if await self._store.holds(file, index):
-            async for piece in self._stored(file, index, first_piece):
-                yield piece
-            return
-        landing = flights.board(file, index, load, first_piece=first_piece)
-        yield HEARTBEAT  # it may take a while, but we are at it
-        async for piece in landing.pieces(first_piece, beat_s=HEARTBEAT_S):
-            yield self._sent(piece)
-        self._metrics.served_blocks.inc()
-
-    async def peek(
-        self, file: FileVersion, index: int, first_piece: int
-    ) -> AsyncGenerator[Piece, None]:
-        """Yield the pieces of a block that is here, or comes from the under-store now.
-
-        Raises `NotFound` for any other. It waits for nobody but the under-store.
-        """
-        _checked(file, index)
-        if await self._store.holds(file, index):
-            async for piece in self._stored(file, index, first_piece):
-                yield piece
-            return
-        landing = self._from_under_store(file.key(index))
-        if landing is None:
-            raise NotFound(f"block {file.key(index)} is not here")
-        async for piece in landing.pieces(first_piece, beat_s=HEARTBEAT_S):
-            yield self._sent(piece)
-        self._metrics.served_blocks.inc()
-
-    def filling(self, version: bytes) -> frozenset[int]:
-        """Return the blocks of a version that come from the under-store at this moment."""
-        return frozenset(
-            landing.index
-            for flights in (self._fills, self._relayed)
-            for landing in flights.all()
-            if landing.origin == UNDER_STORE and landing.file.id == version
-        )
-
-    def _from_under_store(self, key: BlockKey) -> Landing | None:
-        """Return the load of a block that waits for nobody but the under-store, if any."""
-        for flights in (self._fills, self._relayed):
-            landing = flights.under_way(key)
-            if landing is not None and landing.origin == UNDER_STORE:
-                return landing
-        return None
-
-    async def repair(self, file: FileVersion, index: int, holder: str) -> bool:
-        """Copy a block that this peer has come to own from a holder; False if that fails.
-
-        Does nothing while readers need the memory.
-        """
-        if self._fill_budget.is_half_spent() or await self._store.holds(file, index):
-            return False
-        try:
-            async with (
-                self._fill_budget.lend(file.length_bytes(index)),
-                self._store.writing(file, index) as writer,
-            ):
-                landing = Landing(file, index, 0)
-                if not await self._peeked(landing, writer, [holder]):
-                    return False
-                await writer.commit(is_copy=not self._neighbors.is_primary(file.key(index)))
-        except StoreFull:
-            return False
-        return True
-
-    async def _stored(
-        self, file: FileVersion, index: int, first_piece: int
-    ) -> AsyncIterator[Piece]:
-        self._store.touch(file.id)
-        count = piece_count(file.length_bytes(index))
-        for number in piece_order(count, first=first_piece % count):
-            data, crc = await self._store.read(file, index, number)
-            yield self._sent(Piece(number, crc, data))
-        self._metrics.served_blocks.inc()
-
-    def _sent(self, piece: Piece) -> Piece:
-        self._metrics.served_bytes.inc(len(piece.data))
-        return piece
 
     # A read: owners in order, then the under-store
 
     async def _find(self, landing: Landing) -> None:
         file, index = landing.file, landing.index
         key = file.key(index)
-        others = list(
-            takewhile(lambda p: not self._neighbors.is_me(p), self._neighbors.owners(key))
-        )
+        owners = self._neighbors.owners(key)
+        others = list(takewhile(lambda peer: not self._neighbors.is_me(peer), owners))
         async with self._read_budget.lend(file.length_bytes(index)), AsyncExitStack() as stack:
             if others:
                 writer = await stack.enter_async_context(self._store.writing(file, index))
@@ -314,7 +123,26 @@ class BlockReader:
                     await writer.commit(is_copy=not self._neighbors.is_primary(key))
                     self._count_read(PEER, file.length_bytes(index))
                     return
-            await self._follow_fill(landing)
+            try:
+                await self._follow_fill(landing)
+            except UnderStoreUnavailable:
+                if not await self._served_after_all(landing, owners):
+                    raise
+
+    async def _served_after_all(self, landing: Landing, owners: Sequence[str]) -> bool:
+        """Have the owners after this one fill it: it may be cut off from the under-store alone."""
+        file, index = landing.file, landing.index
+        after = list(dropwhile(lambda peer: not self._neighbors.is_me(peer), owners))[1:]
+        if not after or not self._neighbors.may_ask_after_all():
+            return False
+        async with self._store.writing(file, index) as writer:
+            for piece in landing.landed():
+                await writer.write(piece.number, piece.data, piece.crc)
+            if not await self._served(landing, writer, after):
+                return False
+            await writer.commit(is_copy=not self._neighbors.is_primary(file.key(index)))
+            self._count_read(PEER, file.length_bytes(index))
+            return True
 
     async def _served(self, landing: Landing, writer: BlockWriter, peers: Sequence[str]) -> bool:
         """Take the missing pieces from *peers*; False when another source must go on."""
@@ -327,53 +155,6 @@ class BlockReader:
             if isinstance(error, UnderStoreUnavailable) and not self._neighbors.may_bypass():
                 raise error
         return False
-
-    async def _taken(self, hedged: Hedged, landing: Landing, writer: BlockWriter | None) -> bool:
-        """Take from the sources of a block what is missing; False when they had not all."""
-        block = str(landing.file.key(landing.index))
-        wanted = set(landing.missing)
-        try:
-            async with aclosing(hedged.pieces()) as pieces:
-                async for source, piece in pieces:
-                    if piece.number not in wanted:
-                        continue
-                    try:
-                        await self._keep(landing, writer, piece, source.peer)
-                    except BlockCorrupt as error:
-                        hedged.give_up(source, error)
-                        continue
-                    self._metrics.peer_bytes.labels(source.peer).inc(len(piece.data))
-                    wanted.discard(piece.number)
-                    if not wanted:
-                        break
-        finally:
-            self._neighbors.settle(hedged)
-        for source in hedged.sources:
-            if source.error is not None:
-                self._metrics.failovers.labels(type(source.error).__name__).inc()
-                log.info(
-                    "read goes on elsewhere",
-                    block=block,
-                    peer=source.peer,
-                    reason=str(source.error),
-                )
-        return not wanted
-
-    async def _keep(
-        self, landing: Landing, writer: BlockWriter | None, piece: Piece, whence: str
-    ) -> None:
-        """Check a piece that came from a peer, and put it."""
-        if crc32c(piece.data) != piece.crc:
-            self._metrics.corrupt_blocks.inc()
-            block = landing.file.key(landing.index)
-            raise BlockCorrupt(f"piece {piece.number} of block {block} from {whence}")
-        await self._put(landing, writer, piece)
-
-    async def _put(self, landing: Landing, writer: BlockWriter | None, piece: Piece) -> None:
-        """Put a piece into the store and let it be read."""
-        if writer is not None:
-            await writer.write(piece.number, piece.data, piece.crc)
-        landing.land(piece, 0 if writer is None else writer.inode)
 
     async def _follow_fill(self, landing: Landing) -> None:
         """Let a fill of our own be what the readers of this host wait for."""
@@ -393,110 +174,3 @@ class BlockReader:
     def _count_read(self, source: str, length_bytes: int) -> None:
         self._metrics.read_blocks.labels(source).inc()
         self._metrics.read_bytes.labels(source).inc(length_bytes)
-
-    # A fill: from a peer that happens to have it, else from the under-store
-
-    async def _fill(self, landing: Landing) -> None:
-        """Have the primary fill it if that is another peer and answers; else fill it here."""
-        relay = self._neighbors.relay(landing.file, landing.index, landing.missing)
-        if relay is None or not await self._relay(landing, relay):
-            await self._fill_here(landing)
-
-    async def _relay(self, landing: Landing, relay: Hedged) -> bool:
-        file, index = landing.file, landing.index
-        landing.origin, landing.is_relaying = PEER, True
-        try:
-            async with (
-                self._relay_budget.lend(file.length_bytes(index)),
-                self._store.writing(file, index) as writer,
-            ):
-                if not await self._taken(relay, landing, writer):
-                    return False
-                await writer.commit(is_copy=not self._neighbors.is_primary(file.key(index)))
-        except StoreFull:
-            return False
-        finally:
-            landing.is_relaying = False
-        return True
-
-    async def _fill_here(self, landing: Landing) -> None:
-        """Put what comes from a holder or the under-store into the store, room permitting."""
-        file, index = landing.file, landing.index
-        key = file.key(index)
-        async with self._fill_budget.lend(file.length_bytes(index)):
-            if await self._store.holds(file, index):
-                # It landed between the look-up of who asked and now.
-                await self._land_stored(landing)
-                return
-            try:
-                async with self._store.writing(file, index) as writer:
-                    for piece in landing.landed():  # from a primary that fell silent
-                        await writer.write(piece.number, piece.data, piece.crc)
-                    await self._bring(landing, writer)
-                    await writer.commit(is_copy=not self._neighbors.is_primary(key))
-            except StoreFull as error:
-                log.warning("block not kept", block=str(key), reason=str(error))
-                await self._bring(landing, None)
-
-    async def _land_stored(self, landing: Landing) -> None:
-        landing.origin = LOCAL
-        record = self._store.index.block(landing.file.key(landing.index))
-        for number in landing.missing:
-            data, crc = await self._store.read(landing.file, landing.index, number)
-            landing.land(Piece(number, crc, data), 0 if record is None else record.inode)
-
-    async def _bring(self, landing: Landing, writer: BlockWriter | None) -> None:
-        file, index = landing.file, landing.index
-        holders = await self._neighbors.other_holders(file, index, wide=False)
-        if holders and await self._peeked(landing, writer, holders):
-            return
-        landing.origin = UNDER_STORE
-        try:
-            await self._bring_from_under_store(landing, writer)
-            self._neighbors.note_under_store(answers=True)
-        except UnderStoreUnavailable:
-            self._neighbors.note_under_store(answers=False)
-            landing.origin = PEER
-            holders = await self._neighbors.other_holders(file, index, wide=True)
-            if not holders or not await self._peeked(landing, writer, holders):
-                raise
-
-    async def _peeked(
-        self, landing: Landing, writer: BlockWriter | None, holders: Sequence[str]
-    ) -> bool:
-        landing.origin = PEER
-        missing = landing.missing
-        hedged = self._neighbors.peek(holders, landing.file, landing.index, missing)
-        return await self._taken(hedged, landing, writer)
-
-    async def _bring_from_under_store(self, landing: Landing, writer: BlockWriter | None) -> None:
-        file, index = landing.file, landing.index
-        started_s = self._clock()
-        offset_bytes = index * file.block_bytes
-        length_bytes = file.length_bytes(index)
-        store = self._under_stores.store_of(file)
-        missing = set(landing.missing)
-        number = 0
-        try:
-            async for run in store.read(file.path, attributes_of(file), offset_bytes, length_bytes):
-                view = memoryview(run)
-                for start_bytes in range(0, len(view), PIECE_BYTES):
-                    data = view[start_bytes : start_bytes + PIECE_BYTES]
-                    if number in missing:  # a peer that died may have sent the others
-                        await self._put(landing, writer, Piece(number, crc32c(data), data))
-                    number += 1
-        except NotFound as error:
-            raise Stale(f"{file.path} was removed from {file.source}") from error
-        self._metrics.fills.inc()
-        self._metrics.fill_bytes.inc(length_bytes)
-        took_ms = (self._clock() - started_s) * 1000
-        log.debug(
-            "fill", block=str(file.key(index)), size_bytes=length_bytes, took_ms=round(took_ms, 1)
-        )
-
-
-def _checked(file: FileVersion, index: int) -> BlockKey:
-    """Return the key of a block that somebody asks for; `NotFound` if there can't be one."""
-    if not file.has(index):
-        raise NotFound(f"{file.path} has no block {index}")
-    return file.key(index)

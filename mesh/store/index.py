@@ -6,7 +6,8 @@ thrown away. Readers may be in any process; the writer is one thread of the peer
 
     table    key                          value
     files    version (16)                 FileRecord: size, block size, last use, name
-    blocks   version (16) + index (u32)   BlockRecord: length, flags, stamp, inode, CRCs
+    blocks   version (16) + index (u32)   BlockRecord: length, flags, stamp, inode, CRCs of
+                                          the pieces (u32 each), CRCs of the grains
     inline   version (16)                 the bytes of a version of up to 64 KiB
     meta     b"trusted_since"             u64: stamps below it are not believed
 
@@ -16,6 +17,9 @@ are checked against their CRCs before anybody sees them, and then it is stamped
 anew. A reader outside the peer looks at the record before and after it reads the
 bytes; the same stamp both times means that no one punched them away in between,
 because a record is always deleted before its bytes are.
+
+Between nodes a piece of 1 MiB is checked as one. Who reads 4 KiB from the disk would
+have to read all of it for that, so a record has the CRCs of its grains of 64 KiB too.
 """
 
 from __future__ import annotations
@@ -23,7 +27,6 @@ from __future__ import annotations
 import queue
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -32,8 +35,24 @@ from typing import Any, TypeVar
 
 import lmdb
 import msgspec
+import structlog
+from crc32c import crc32c
 
-from mesh.blocks import GIB, BlockKey, FileVersion, version_of
+from mesh.blocks import (
+    GIB,
+    KIB,
+    PIECE_BYTES,
+    BlockKey,
+    FileVersion,
+    piece_count,
+    version_of,
+)
+from mesh.clock import Clock, monotonic_s
+
+log = structlog.get_logger()
+
+GRAIN_BYTES = 64 * KIB
+"""What a mount reads at least, so as to check it. A piece is so many whole ones."""
 
 MAP_BYTES = 64 * GIB
 """Address space, not disk: enough for a billion blocks; the file grows as needed."""
@@ -67,20 +86,45 @@ class BlockRecord:
     crcs: tuple[int, ...]
     """CRC-32C of each piece, as the peer that filled the block computed them."""
 
+    grains: bytes = b""
+    """CRC-32C of each grain as `grain_crcs` packs them, computed where the bytes were
+    written; b"" for an inline version, and in records of older meshes."""
+
     @property
     def is_copy(self) -> bool:
         return bool(self.flags & COPY)
 
+    @property
+    def checked_bytes(self) -> int:
+        """What has a CRC of its own: a grain; without those a piece."""
+        return GRAIN_BYTES if self.grains else PIECE_BYTES
+
+    def crc(self, number: int) -> int:
+        """Return the CRC-32C of that run of `checked_bytes`; the last one can be short."""
+        if self.grains:
+            return int.from_bytes(self.grains[4 * number : 4 * number + 4], "big")
+        return self.crcs[number]
+
     def pack(self) -> bytes:
         head = _BLOCK.pack(self.length_bytes, self.flags, self.stamp, self.inode)
-        return head + struct.pack(f">{len(self.crcs)}I", *self.crcs)
+        return head + struct.pack(f">{len(self.crcs)}I", *self.crcs) + self.grains
 
     @classmethod
     def unpack(cls, value: bytes) -> BlockRecord:
         length_bytes, flags, stamp, inode = _BLOCK.unpack_from(value)
-        count = (len(value) - _BLOCK.size) // 4
+        count = min(piece_count(length_bytes), (len(value) - _BLOCK.size) // 4)
         crcs = struct.unpack_from(f">{count}I", value, _BLOCK.size)
-        return cls(length_bytes, flags, stamp, inode, crcs)
+        return cls(length_bytes, flags, stamp, inode, crcs, value[_BLOCK.size + 4 * count :])
+
+
+def grain_crcs(data: bytes | memoryview) -> bytes:
+    """Return the CRC-32C of each grain, big-endian, one after the other.
+
+    A MiB that was just written or checked takes 50 µs, one from cold memory 120 µs.
+    """
+    view = memoryview(data)
+    starts = range(0, len(view), GRAIN_BYTES)
+    return b"".join(crc32c(view[at : at + GRAIN_BYTES]).to_bytes(4, "big") for at in starts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,8 +320,9 @@ def read_index(directory: Path) -> Index:
 class Writer:
     """The one thread that writes an LMDB environment, many operations a commit."""
 
-    def __init__(self, env: lmdb.Environment) -> None:
+    def __init__(self, env: lmdb.Environment, *, clock: Clock = monotonic_s) -> None:
         self._env = env
+        self._clock = clock
         self._ops: queue.Queue[tuple[Callable[[Any], Any], Future[Any]] | None]
         self._ops = queue.Queue(QUEUED_OPS_MAX)
         self._thread = threading.Thread(target=self._run, name="index-writer", daemon=True)
@@ -299,29 +344,40 @@ class Writer:
 
     def _run(self) -> None:
         ending = False
-        dirty = False
-        checked_s = time.monotonic()
+        checked_s = self._clock()
+        sync_at_s: float | None = None  # None: all that was committed is synced
         while not ending:
-            if time.monotonic() - checked_s > READER_CHECK_EVERY_S:
-                checked_s = time.monotonic()
+            if self._clock() - checked_s > READER_CHECK_EVERY_S:
+                checked_s = self._clock()
                 self._env.reader_check()
             batch: list[tuple[Callable[[Any], Any], Future[Any]]] = []
-            for item in self._drain():
+            wait_s = SYNC_EVERY_S if sync_at_s is None else sync_at_s - self._clock()
+            for item in self._drain(wait_s):
                 if item is None:
                     ending = True
                 else:
                     batch.append(item)
             if batch:
                 self._commit(batch)
-                dirty = True
-            if dirty and (ending or not batch):
-                self._env.sync(True)  # noqa: FBT003
-                dirty = False
+                if sync_at_s is None:
+                    sync_at_s = self._clock() + SYNC_EVERY_S
+            # However much more comes in: waiting for a pause would be waiting for ever.
+            if sync_at_s is not None and (ending or self._clock() >= sync_at_s):
+                sync_at_s = None if self._sync() else self._clock() + SYNC_EVERY_S
 
-    def _drain(self) -> Iterator[tuple[Callable[[Any], Any], Future[Any]] | None]:
-        """Wait up to a second for a first operation, then take all that wait behind it."""
+    def _sync(self) -> bool:
+        """Sync what was committed; False when the disk failed to, which ends nothing."""
         try:
-            yield self._ops.get(timeout=SYNC_EVERY_S)
+            self._env.sync(True)  # noqa: FBT003
+        except lmdb.Error as error:
+            log.warning("index not synced", reason=str(error))
+            return False
+        return True
+
+    def _drain(self, wait_s: float) -> Iterator[tuple[Callable[[Any], Any], Future[Any]] | None]:
+        """Wait so long for a first operation, then take all that wait behind it."""
+        try:
+            yield self._ops.get(timeout=max(0.0, wait_s))
             for _ in range(OPS_PER_COMMIT - 1):
                 yield self._ops.get_nowait()
         except queue.Empty:

@@ -214,6 +214,9 @@ class MemoryNeighbors:
     def may_bypass(self) -> bool:
         return True
 
+    def may_ask_after_all(self) -> bool:
+        return True
+
     def note_under_store(self, *, answers: bool) -> None:
         self.under_store_answers = answers
 

@@ -12,7 +12,8 @@ Whoever is left over is let end: a stream of grpc.aio that is cancelled leaks me
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -126,7 +127,7 @@ class Hedged:
         *pulse* is called for a peer that begins to be silent; what it then learns of it
         by other ways counts as a sign of life (`Signs.heard`).
         """
-        self._peers: Iterator[str] = iter(peers)
+        self._peers = deque(peers)
         self._ask = ask
         self._patience = patience
         self._signs = signs
@@ -147,9 +148,9 @@ class Hedged:
         """
         self._next_source()
         while live := [source for source in self.sources if not source.is_over]:
-            if self._are_silent(live):
-                self._hedge(live)
-                live = self.overtaken()
+            if self.are_silent(live) and not self._hedge(live) and self._is_vain(live):
+                return
+            live = self.overtaken()
             futures = [source.next for source in live]
             await asyncio.wait(
                 futures, timeout=self._wait_s(live), return_when=asyncio.FIRST_COMPLETED
@@ -162,8 +163,6 @@ class Hedged:
                 self._next_source()
             elif not came:
                 self._feel(live)
-            if not came and self._gives_up and self._are_silent(live):
-                return
 
     def give_up(self, source: Source, error: MeshError) -> None:
         """Expect nothing more of a source, because of what it sent."""
@@ -193,20 +192,31 @@ class Hedged:
             if self.silent_s(source) >= self._patience.after_s * PULSE_AT:
                 self._pulse(source.peer)
 
-    def _are_silent(self, live: list[Source]) -> bool:
-        return min(map(self.silent_s, live)) >= self._patience.after_s
+    def are_silent(self, sources: list[Source]) -> bool:
+        """Whether nothing has come from any of *sources* for too long."""
+        return min(map(self.silent_s, sources)) >= self._patience.after_s
 
-    def _hedge(self, live: list[Source]) -> None:
-        """Ask one more, because all are silent for too long, if that can be had."""
+    def _hedge(self, live: list[Source]) -> bool:
+        """Ask one more, because all are silent for too long; False if that can't be had."""
         if all(map(self.is_lost, live)):
-            self._next_source()
-        elif self._patience.may() and self._next_source():
+            return self._next_source()
+        if self._patience.may() and self._next_source():
             self.hedges += 1
+            return True
+        return False
+
+    def _is_vain(self, live: list[Source]) -> bool:
+        """Whether it is time to go without any of them: nobody else is left to be asked.
+
+        When two say nothing at once it is more likely that we can't hear.
+        """
+        is_hopeless = self._gives_up or len(live) > 1 or all(map(self.is_lost, live))
+        return not self._peers and is_hopeless
 
     def _next_source(self) -> bool:
-        peer = next(self._peers, None)
-        if peer is None:
+        if not self._peers:
             return False
+        peer = self._peers.popleft()
         source = Source(peer, self._ask(peer), self._clock())
         self._signs.asked(peer, source.began_s)
         source.next = self._begun(source)
@@ -221,7 +231,6 @@ class Hedged:
             source.is_over = source.is_ended = True
             return None
         except MeshError as error:
-            self._signs.forget(source.peer)
             source.error, source.is_over, source.is_ended = error, True, True
             if isinstance(error, self._answers):
                 raise
@@ -241,7 +250,11 @@ class Hedged:
 
     async def read(self, source: Source) -> Piece:
         """Wait for what a source sends next, wanted or not."""
-        piece = await anext(source.stream)
+        try:
+            piece = await anext(source.stream)
+        except BaseException:
+            self._signs.forget(source.peer)
+            raise
         self._signs.heard(source.peer, self._clock())
         return piece
 

@@ -269,7 +269,12 @@ views = st.lists(fields, max_size=3, unique_by=lambda f: f["name"]).map(
 
 @given(one=views, other=views)
 def test_epochs_are_equal_when_the_members_are_and_only_then(one: View, other: View) -> None:
-    assert (one.epoch == other.epoch) is (one.members == other.members)
+    """Those who are gone for good don't count: a newcomer has never heard of them."""
+
+    def counted(view: View) -> list[Member]:
+        return [member for member in view.members if member.is_here or member.is_placed]
+
+    assert (one.epoch == other.epoch) is (counted(one) == counted(other))
 
 
 @given(view=views, order=st.randoms(use_true_random=False))

@@ -144,6 +144,19 @@ def test_who_gives_up_does_not_wait_for_the_last() -> None:
     assert took_s < 0.25
 
 
+def test_when_two_are_silent_nobody_else_is_waited_for() -> None:
+    """More likely than both being away: we are cut off, and should go elsewhere."""
+    taken, took_s, _ = pieces_of(Peers(a=[(60, 0)], b=[(60, 0)]))
+    assert taken == []
+    assert 0.4 <= took_s < 0.45
+
+
+def test_the_last_one_is_waited_for_until_it_is_lost() -> None:
+    taken, took_s, _ = pieces_of(Peers(a=[(60, 0)]))
+    assert taken == []
+    assert 0.5 <= took_s < 0.55
+
+
 def test_another_stream_of_the_same_peer_is_a_sign_of_life() -> None:
     """Streams share a connection: what queues behind megabytes is not silent."""
     signs = Signs()
