@@ -1,7 +1,7 @@
 # Everything here works in a fresh checkout: scripts/setup brings what is missing.
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check proto bench bench-rivals clean
+.PHONY: help setup demo test test-all chaos check proto bench bench-rivals clean
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,10 @@ test: ## the quick tests
 test-all: ## all tests
 	@scripts/setup dev
 	@$(BIN)/pytest
+
+chaos: ## break real meshes for at most 6 minutes, and see that no reader minds; as root
+	@scripts/setup dev
+	@$(BIN)/python -m chaos set
 
 check: ## style, types, and that mesh/wire/gen is what proto/ says
 	@scripts/setup dev

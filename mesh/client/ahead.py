@@ -37,10 +37,6 @@ class ReadAhead:
         self._block_bytes = block_bytes
         self._cursors: list[_Cursor] = []
 
-    def is_elsewhere(self, offset_bytes: int) -> bool:
-        """Whether a read there goes on nowhere, and does not begin the file."""
-        return offset_bytes > 0 and self._cursor_at(offset_bytes) is None
-
     def note(self, offset_bytes: int, size_bytes: int) -> range:
         """Note a read; return the indexes of the blocks to bring ahead of it, maybe none."""
         end_bytes = offset_bytes + size_bytes

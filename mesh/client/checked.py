@@ -18,9 +18,7 @@ from mesh.blocks import Span
 from mesh.store.index import BlockRecord
 
 
-def widened(
-    span: Span, target: memoryview, record: BlockRecord
-) -> tuple[int, Sequence[memoryview]]:
+def widened(span: Span, target: memoryview, record: BlockRecord) -> tuple[int, list[memoryview]]:
     """Return where in the block to begin, and the buffers to read into from there on."""
     step_bytes = record.checked_bytes
     before_bytes = span.start_bytes % step_bytes
@@ -34,7 +32,7 @@ def widened(
 
 
 def is_right(start_bytes: int, buffers: Sequence[memoryview], record: BlockRecord) -> bool:
-    """Whether what was read from there on is what was written; whole grains only."""
+    """Whether what was read from there on is what was written, and ends with a grain."""
     step_bytes = record.checked_bytes
     at_bytes = start_bytes
     crc = 0
@@ -50,4 +48,4 @@ def is_right(start_bytes: int, buffers: Sequence[memoryview], record: BlockRecor
                 if crc != record.crc((at_bytes - 1) // step_bytes):
                     return False
                 crc = 0
-    return True
+    return at_bytes % step_bytes == 0 or at_bytes == record.length_bytes

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-from crc32c import crc32c
 
 from mesh.blocks import FileVersion, Span, spans
 from mesh.client.ahead import ReadAhead
@@ -60,7 +58,7 @@ class MeshFile:
         done_bytes = 0
         for span in spans(offset_bytes, size_bytes, block_bytes=self.file.block_bytes):
             target = into[done_bytes : done_bytes + span.size_bytes]
-            if not self._read_here(span, target, flags=os.RWF_NOWAIT):
+            if not self._read_here(span, target, os.RWF_NOWAIT):
                 return None
             self._count(span)
             done_bytes += span.size_bytes
@@ -95,7 +93,7 @@ class MeshFile:
 
     # One span
 
-    def _read_here(self, span: Span, target: memoryview, *, flags: int = 0) -> bool:
+    def _read_here(self, span: Span, target: memoryview, flags: int = 0) -> bool:
         """Read a span from this host's store and check it; False when it is not there, not
         any more, not right, or would have to be waited for."""
         here = self._client.here
@@ -106,15 +104,14 @@ class MeshFile:
         if record.length_bytes != self.file.length_bytes(span.block_index):
             self._suspects.add(span.block_index)
             return False
+        start_bytes, buffers = widened(span, target, record)
         if self.file.is_inline:
             data = here.inline(self.file.id)
             if data is None:
                 return False
             start_bytes, buffers = 0, [memoryview(data)]
-        else:
-            start_bytes, buffers = widened(span, target, record)
-            if not self._preadv(span.block_index, start_bytes, buffers, record.inode, flags):
-                return False
+        elif not self._preadv(span.block_index, start_bytes, buffers, record.inode, flags):
+            return False
         after = here.record(key)
         if after is None or after.stamp != record.stamp:
             return False
@@ -142,13 +139,16 @@ class MeshFile:
             return os.preadv(fd, buffers, offset_bytes, flags) == sum(map(len, buffers))
         except BlockingIOError:
             return False
+        except OSError:  # a sector that can't be read is no better than a wrong one
+            self._suspects.add(block_index)
+            return False
 
     async def _read_span(self, span: Span, target: memoryview) -> None:
         index = span.block_index
-        if index not in self._suspects and self._is_recorded(index):
-            if await self._in_thread(self._read_here, span, target):
-                self._count(span)
-                return
+        may_be_right = index not in self._suspects and self._is_recorded(index)
+        if may_be_right and await self._read_in_thread(span, target):
+            self._count(span)
+            return
         loop = asyncio.get_running_loop()
         for _ in range(TRIES):
             asked_s = loop.time()
@@ -181,26 +181,27 @@ class MeshFile:
         bytes a moment ago after it had checked them; the disk is never asked.
         """
         loop = asyncio.get_running_loop()
-        while loop.time() < until_s:
+        while True:
             if self._is_recorded(span.block_index):
-                if self._read_here(span, target, flags=os.RWF_NOWAIT):
+                if self._read_here(span, target, os.RWF_NOWAIT):
                     return True
                 if span.block_index in self._suspects:
                     return False
-                return await self._in_thread(self._read_here, span, target)
+                return await self._read_in_thread(span, target)
+            if loop.time() >= until_s:
+                return False
             if not self.file.is_inline and self._preadv(
                 span.block_index, span.start_bytes, [target], reply.inode, os.RWF_NOWAIT
             ):
                 return loop.time() < until_s
             await asyncio.sleep(LOOK_AGAIN_S)
-        return False
 
     def _is_recorded(self, index: int) -> bool:
         return self._client.here.record(self.file.key(index)) is not None
 
-    async def _in_thread(self, call: Callable[[Span, memoryview], bool], *args: object) -> bool:
+    async def _read_in_thread(self, span: Span, target: memoryview) -> bool:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._client.threads, partial(call, *args))
+        return await loop.run_in_executor(self._client.threads, self._read_here, span, target)
 
     def _count(self, span: Span) -> None:
         """Count what was read from here, but for what was brought here to be read: the

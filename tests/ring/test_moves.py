@@ -47,9 +47,7 @@ def test_what_a_leaver_had_is_spread_over_all(count: int) -> None:
 @given(st.integers(2, 12), st.sampled_from([0.25, 0.5, 0.75]))
 @settings(max_examples=20)
 def test_a_newcomer_that_warms_up_only_ever_takes(count: int, portion: float) -> None:
-    rings = [
-        Ring([*peers(count), RingMember("new", weight=weight)]) for weight in (portion, 1.0)
-    ]
+    rings = [Ring([*peers(count), RingMember("new", weight=weight)]) for weight in (portion, 1.0)]
     assert {move.taker for move in moves(*rings)} <= {"new"}
     assert collateral_share(*rings) == 0
 

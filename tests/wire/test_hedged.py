@@ -28,7 +28,7 @@ class Patience:
 class Peers:
     """Peers that send by a timetable: seconds to wait, then a piece or an error."""
 
-    def __init__(self, **timetables: Sequence[tuple[float, int | None | MeshError]]) -> None:
+    def __init__(self, **timetables: Sequence[tuple[float, int | MeshError | None]]) -> None:
         self.timetables = timetables
         self.asked: list[tuple[str, float]] = []
         self.sent: list[str] = []
