@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-KINDS = ("stop", "cut", "one-way", "loss", "slow-link", "disk-errors", "restart", "kill")
+KINDS = ("stop", "cut", "one-way", "loss", "slow-link", "disk-errors", "flip", "restart", "kill")
 """Faults that a mesh gets over with no operator, once they have ended.
 
-`flip` and `slow-fsync` can be drawn as well, and belong here once the bugs that they
-find (see the track record in README.md) are mended.
+`slow-fsync` can be drawn as well: a peer to which nothing new comes has nothing to sync.
 """
 
 FIRST_AT_S = 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 from random import Random
@@ -12,6 +13,8 @@ from chaos.disks import MIB
 from chaos.faults.base import Fault, until_busy
 from chaos.place import take_away, until
 from chaos.workload import Workload
+
+SECTOR_BYTES = 4096
 
 
 class PowerLoss(Fault):
@@ -136,7 +139,11 @@ class SlowSync(_Traced):
 
 
 class FlippedBytes(Fault):
-    """One byte of each MiB of what a node keeps is not what was written."""
+    """One byte of each MiB of what a node keeps is not what was written.
+
+    Only on the disk, as when a disk does it: a page in memory has the right byte until
+    it is dropped, and then the wrong one comes. A plain write would change the page.
+    """
 
     def __init__(self, node: Node, dice: Random) -> None:
         self.label = f"flipped bytes at {node.name}"
@@ -163,22 +170,29 @@ class FlippedBytes(Fault):
         return self._flipped
 
     def _flip(self, path: Path) -> None:
-        fd = os.open(path, os.O_RDWR)
+        fd = os.open(path, os.O_RDWR | os.O_DIRECT)
         try:
-            size_bytes = os.fstat(fd).st_size
+            os.fsync(fd)  # what is written back later would undo it
+            size_bytes = os.fstat(fd).st_size // SECTOR_BYTES * SECTOR_BYTES
             for start in range(0, size_bytes, MIB):
                 at = start + self._dice.randrange(min(MIB, size_bytes - start))
-                if byte := _byte_at(fd, at):
-                    os.pwrite(fd, bytes([byte[0] ^ 1 << self._dice.randrange(8)]), at)
-                    self._flipped += 1
+                self._flipped += _flip_byte(fd, at, 1 << self._dice.randrange(8))
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # so that the disk is read
         finally:
             os.close(fd)
 
 
-def _byte_at(fd: int, at: int) -> bytes | None:
-    """Return the byte there; None in a hole, which is to stay one."""
+def _flip_byte(fd: int, at: int, bits: int) -> bool:
+    """Change bits of the byte there, past the page cache; False in a hole, which is to
+    stay one."""
     try:
-        data_at = os.lseek(fd, at, os.SEEK_DATA)
+        if os.lseek(fd, at, os.SEEK_DATA) != at:
+            return False
     except OSError:  # a hole to the end of the file
-        return None
-    return os.pread(fd, 1, at) if data_at == at else None
+        return False
+    start = at - at % SECTOR_BYTES
+    with mmap.mmap(-1, SECTOR_BYTES) as sector:  # aligned, as O_DIRECT wants it
+        os.preadv(fd, [sector], start)
+        sector[at - start] ^= bits
+        os.pwritev(fd, [sector], start)
+    return True

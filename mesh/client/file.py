@@ -7,6 +7,7 @@ own peer away or full          `direct`
 
 Whatever is read here is checked against its CRCs, each time, the page cache too: the
 kernel reads ahead of any reader, so nobody knows when a page of it came from the disk.
+It costs 50 µs for a MiB, and 10 µs for 4 KiB, which take 100 µs through FUSE.
 What does not match is suspect: the own peer looks at the block, and brings it again.
 """
 
@@ -23,7 +24,7 @@ from mesh.client.checked import is_right, widened
 from mesh.client.here import Descriptor
 from mesh.errors import MeshError, Stale, StoreFull, Unavailable
 from mesh.metrics import LOCAL
-from mesh.wire.messages import FetchReply, FetchRequest
+from mesh.wire.messages import FetchRequest
 
 if TYPE_CHECKING:
     from mesh.client.client import MeshClient
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 TRIES = 3
 AHEAD_TASKS_MAX = 16
 LOOK_AGAIN_S = 0.002
-"""Until a block that is landing can be read; seldom needed."""
+"""Until a block that is landing is whole; seldom needed."""
 
 
 class MeshFile:
@@ -150,6 +151,7 @@ class MeshFile:
             self._count(span)
             return
         loop = asyncio.get_running_loop()
+        is_in_memory = not self.file.is_inline
         for _ in range(TRIES):
             asked_s = loop.time()
             request = FetchRequest(
@@ -166,35 +168,40 @@ class MeshFile:
             self._suspects.discard(index)
             if reply.origin != LOCAL:
                 self._brought.add(index)
-            if await self._read_brought(span, target, reply, until_s=asked_s + reply.lease_s):
+            until_s = asked_s + reply.lease_s
+            if is_in_memory and not self._is_recorded(index):
+                is_in_memory = self._read_landing(span, target, reply.inode)
+                if is_in_memory and loop.time() < until_s:
+                    return
+            if await self._until_recorded(index, until_s) and await self._read_soon(span, target):
                 return
         data = await self._client.direct.block(self.file, index)
         target[:] = memoryview(data)[span.start_bytes : span.stop_bytes]
 
-    async def _read_brought(
-        self, span: Span, target: memoryview, reply: FetchReply, *, until_s: float
-    ) -> bool:
-        """Read what the own peer has just said is here; False when it is not any more.
+    def _read_landing(self, span: Span, target: memoryview, inode: int) -> bool:
+        """Read what the own peer has checked and written a moment ago, from memory.
 
-        A block that has landed is checked as any other. One that is landing has no
-        record yet. Of that one only the page cache is read, where the peer put the
-        bytes a moment ago after it had checked them; the disk is never asked.
+        While a block is landing there are no CRCs to check it against. So once this was
+        in vain its record must be waited for: RWF_NOWAIT that finds nothing makes the
+        kernel read ahead, and another try would have what the disk gave.
         """
+        return self._preadv(
+            span.block_index, span.start_bytes, [target], inode, flags=os.RWF_NOWAIT
+        )
+
+    async def _until_recorded(self, index: int, until_s: float) -> bool:
+        """Wait until a block that is landing is whole; False when that takes too long."""
         loop = asyncio.get_running_loop()
-        while True:
-            if self._is_recorded(span.block_index):
-                if self._read_here(span, target, os.RWF_NOWAIT):
-                    return True
-                if span.block_index in self._suspects:
-                    return False
-                return await self._read_in_thread(span, target)
+        while not self._is_recorded(index):
             if loop.time() >= until_s:
                 return False
-            if not self.file.is_inline and self._preadv(
-                span.block_index, span.start_bytes, [target], reply.inode, os.RWF_NOWAIT
-            ):
-                return loop.time() < until_s
             await asyncio.sleep(LOOK_AGAIN_S)
+        return True
+
+    async def _read_soon(self, span: Span, target: memoryview) -> bool:
+        if self._read_here(span, target, os.RWF_NOWAIT):
+            return True
+        return span.block_index not in self._suspects and await self._read_in_thread(span, target)
 
     def _is_recorded(self, index: int) -> bool:
         return self._client.here.record(self.file.key(index)) is not None

@@ -21,6 +21,7 @@ from mesh.clock import Clock, monotonic_s
 from mesh.errors import BlockCorrupt, NotFound, Stale, StoreFull, UnderStoreUnavailable
 from mesh.metrics import LOCAL, PEER, UNDER_STORE, Metrics
 from mesh.peer.flight import HEARTBEAT, Flights, Landing
+from mesh.store.eviction import Rank
 from mesh.store.store import BlockStore, BlockWriter
 from mesh.understore.table import attributes_of
 from mesh.understore.understore import UnderStore
@@ -46,8 +47,8 @@ class Neighbors(Protocol):
         """Whether this peer is one of those that the ring names for *key*."""
         ...
 
-    def is_primary(self, key: BlockKey) -> bool:
-        """Whether this peer is the first of those; what others keep are copies of its."""
+    def rank(self, key: BlockKey) -> Rank:
+        """Return what a block is to this peer: its own, spare, or a copy of others'."""
         ...
 
     def may_bypass(self) -> bool:
@@ -201,7 +202,7 @@ class BlockFiller:
                 landing = Landing(file, index, 0)
                 if not await self._peeked(landing, writer, [holder]):
                     return False
-                await writer.commit(is_copy=not self._neighbors.is_primary(file.key(index)))
+                await writer.commit(rank=self._neighbors.rank(file.key(index)))
         except StoreFull:
             return False
         return True
@@ -238,7 +239,7 @@ class BlockFiller:
             ):
                 if not await self._taken(relay, landing, writer):
                     return False
-                await writer.commit(is_copy=not self._neighbors.is_primary(file.key(index)))
+                await writer.commit(rank=self._neighbors.rank(file.key(index)))
         except StoreFull:
             return False
         finally:
@@ -259,7 +260,7 @@ class BlockFiller:
                     for piece in landing.landed():  # from a primary that fell silent
                         await writer.write(piece.number, piece.data, piece.crc)
                     await self._bring(landing, writer)
-                    await writer.commit(is_copy=not self._neighbors.is_primary(key))
+                    await writer.commit(rank=self._neighbors.rank(key))
             except StoreFull as error:
                 log.warning("block not kept", block=str(key), reason=str(error))
                 await self._bring(landing, None)

@@ -24,6 +24,7 @@ from mesh.membership.view import Member, State, View, member_from_json
 from mesh.metrics import Metrics
 from mesh.peer.health import PROBE_EVERY_S, Health, Hedging, Lag
 from mesh.ring.ring import Ring, RingMember
+from mesh.store.eviction import Rank
 from mesh.wire.codec import DESCRIBE, HELD, HELLO, INVENTORY, MEMBERS, PEEK, SERVE, Method
 from mesh.wire.hedged import Hedged, Signs, Source, Strays
 from mesh.wire.messages import (
@@ -181,6 +182,12 @@ class RingNeighbors:
 
     def is_primary(self, key: BlockKey) -> bool:
         return self.ring.owners(key, copies=1) == [self.me]
+
+    def rank(self, key: BlockKey) -> Rank:
+        owners = self.ring.owners(key, copies=OWNERS)
+        if self.me not in owners:
+            return Rank.COPY
+        return Rank.OWNED if owners[0] == self.me else Rank.SPARE
 
     def is_broken(self, peer: str) -> bool:
         return self.health.is_away(peer, self._clock())

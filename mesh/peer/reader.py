@@ -120,7 +120,7 @@ class BlockReader(BlockFiller):
             if others:
                 writer = await stack.enter_async_context(self._store.writing(file, index))
                 if await self._served(landing, writer, others):
-                    await writer.commit(is_copy=not self._neighbors.is_primary(key))
+                    await writer.commit(rank=self._neighbors.rank(key))
                     self._count_read(PEER, file.length_bytes(index))
                     return
             try:
@@ -140,7 +140,7 @@ class BlockReader(BlockFiller):
                 await writer.write(piece.number, piece.data, piece.crc)
             if not await self._served(landing, writer, after):
                 return False
-            await writer.commit(is_copy=not self._neighbors.is_primary(file.key(index)))
+            await writer.commit(rank=self._neighbors.rank(file.key(index)))
             self._count_read(PEER, file.length_bytes(index))
             return True
 

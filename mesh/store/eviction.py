@@ -1,13 +1,16 @@
 """Which blocks go when room is needed: arithmetic only, no disk and no clock.
 
-Copies go before owned blocks, since the owner still has them for everybody; among
-equals the version goes first that was read longest ago. Leased blocks stay.
+Copies go before owned blocks, since the owner still has them for everybody, and what
+its second owner has spare goes between the two: while there is room, a block then
+outlives a restart of its first owner. Among equals the version goes first that was
+read longest ago. Leased blocks stay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 
 from mesh.blocks import BlockKey
 
@@ -46,13 +49,21 @@ class Room:
         )
 
 
+class Rank(IntEnum):
+    """What a block is to the node that has it; its number is kept in the record."""
+
+    OWNED = 0
+    COPY = 1
+    SPARE = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A block that could go."""
 
     key: BlockKey
     length_bytes: int
-    is_copy: bool
+    rank: Rank
 
 
 def victims(
@@ -63,13 +74,13 @@ def victims(
 ) -> Iterator[Candidate]:
     """Yield the blocks to drop until *excess_bytes* are free or none is left.
 
-    *oldest_first* is asked twice, for copies and then for owned blocks, so that
-    the list of all blocks never has to be in memory.
+    *oldest_first* is asked for each rank anew, so that the list of all blocks never
+    has to be in memory.
     """
-    for copies in (True, False):
+    for rank in (Rank.COPY, Rank.SPARE, Rank.OWNED):
         for candidate in oldest_first():
             if excess_bytes <= 0:
                 return
-            if candidate.is_copy is copies and candidate.key not in leased:
+            if candidate.rank is rank and candidate.key not in leased:
                 excess_bytes -= candidate.length_bytes
                 yield candidate

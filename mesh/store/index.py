@@ -48,6 +48,7 @@ from mesh.blocks import (
     version_of,
 )
 from mesh.clock import Clock, monotonic_s
+from mesh.store.eviction import Rank
 
 log = structlog.get_logger()
 
@@ -63,8 +64,8 @@ SYNC_EVERY_S = 1.0
 READER_CHECK_EVERY_S = 60.0
 """A mount that was killed leaves its slot in the table of readers behind."""
 
-COPY = 1
-"""Flag: kept although this node does not own it; evicted before owned blocks."""
+RANK_BITS = 3
+"""Of the flags: which `eviction.Rank` the block has."""
 
 T = TypeVar("T")
 
@@ -91,8 +92,8 @@ class BlockRecord:
     written; b"" for an inline version, and in records of older meshes."""
 
     @property
-    def is_copy(self) -> bool:
-        return bool(self.flags & COPY)
+    def rank(self) -> Rank:
+        return Rank(self.flags & RANK_BITS)
 
     @property
     def checked_bytes(self) -> int:

@@ -34,9 +34,9 @@ from mesh.blocks import BlockKey, FileVersion, piece_count, piece_range
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import BlockCorrupt, NotFound, StoreFull
 from mesh.metrics import Metrics
-from mesh.store.eviction import Candidate, Room, victims
+from mesh.store.eviction import Candidate, Rank, Room, victims
 from mesh.store.extents import Extents
-from mesh.store.index import COPY, BlockRecord, FileRecord, Index, Writer, grain_crcs, open_index
+from mesh.store.index import BlockRecord, FileRecord, Index, Writer, grain_crcs, open_index
 from mesh.store.journal import Claim, claim
 
 log = structlog.get_logger()
@@ -324,7 +324,7 @@ class BlockStore:
             if version in self._writing:
                 continue
             for index, record in self.index.blocks(version):
-                yield Candidate(BlockKey(version, index), record.length_bytes, record.is_copy)
+                yield Candidate(BlockKey(version, index), record.length_bytes, record.rank)
 
     async def drop(self, keys: list[BlockKey]) -> int:
         """Forget blocks and give their space back; return how many bytes they had.
@@ -417,13 +417,13 @@ class BlockWriter:
                 self._file, self._index, piece, data
             )
 
-    async def commit(self, *, is_copy: bool) -> None:
+    async def commit(self, *, rank: Rank) -> None:
         """Say that the block is here, whole; every piece must have been written."""
         length_bytes = self._file.length_bytes(self._index)
         assert len(self._crcs) == piece_count(length_bytes)
         record = BlockRecord(
             length_bytes=length_bytes,
-            flags=COPY if is_copy else 0,
+            flags=rank,
             stamp=self._store.new_stamp(),
             inode=self.inode,
             crcs=tuple(crc for _, crc in sorted(self._crcs.items())),

@@ -19,8 +19,8 @@ from crc32c import crc32c
 from mesh.blocks import BlockKey, FileVersion, Span, piece_count, piece_range
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import BlockCorrupt, NotFound, StoreFull
-from mesh.store.eviction import Candidate, Room, victims
-from mesh.store.index import COPY, BlockRecord, FileRecord
+from mesh.store.eviction import Candidate, Rank, Room, victims
+from mesh.store.index import BlockRecord, FileRecord
 
 
 @dataclass(slots=True)
@@ -254,7 +254,7 @@ class MemoryBlocks:
         for version, _ in sorted(self.index.files(), key=lambda item: item[1].used_s):
             if version not in self._writing:
                 for index, record in self.index.blocks(version):
-                    yield Candidate(BlockKey(version, index), record.length_bytes, record.is_copy)
+                    yield Candidate(BlockKey(version, index), record.length_bytes, record.rank)
 
     async def drop(self, keys: list[BlockKey]) -> int:
         """Forget blocks but for those that are leased or being written."""
@@ -336,13 +336,13 @@ class MemoryWriter:
         else:
             self.inode = self._store.write_piece(self._file, self._index, piece, bytes(data))
 
-    async def commit(self, *, is_copy: bool) -> None:
+    async def commit(self, *, rank: Rank) -> None:
         length_bytes = self._file.length_bytes(self._index)
         assert len(self._crcs) == piece_count(length_bytes)
         await asyncio.sleep(0)
         record = BlockRecord(
             length_bytes=length_bytes,
-            flags=COPY if is_copy else 0,
+            flags=rank,
             stamp=0,
             inode=self.inode,
             crcs=tuple(crc for _, crc in sorted(self._crcs.items())),

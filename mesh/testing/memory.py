@@ -33,6 +33,7 @@ from mesh.errors import (
     UnderStoreUnavailable,
 )
 from mesh.peer.health import Hedging
+from mesh.store.eviction import Rank
 from mesh.understore.understore import PAGE_ENTRIES, UnderStore
 from mesh.wire.hedged import Hedged, Signs, Strays
 from mesh.wire.messages import Piece
@@ -208,8 +209,10 @@ class MemoryNeighbors:
     def owns(self, key: BlockKey) -> bool:
         return self.me in self.order
 
-    def is_primary(self, key: BlockKey) -> bool:
-        return self.order[0] == self.me
+    def rank(self, key: BlockKey) -> Rank:
+        if self.me not in self.order:
+            return Rank.COPY
+        return Rank.OWNED if self.order[0] == self.me else Rank.SPARE
 
     def may_bypass(self) -> bool:
         return True

@@ -16,6 +16,7 @@ from crc32c import crc32c
 
 from mesh.blocks import KIB, MIB, FileVersion, Span, piece_count, piece_range, version_of
 from mesh.errors import BlockCorrupt, NotFound, StoreFull
+from mesh.store.eviction import Rank
 from mesh.store.extents import open_extent
 from mesh.store.store import BlockStore, StoreSettings, open_store
 from mesh.testing.blocks import MemoryBlocks
@@ -53,14 +54,14 @@ class Subject:
     see: Callable[[FileVersion, Span, int], bytes | None]
     """What a mount reads from the extent of an inode."""
 
-    async def put(self, file: FileVersion, index: int, *, is_copy: bool = False) -> int:
+    async def put(self, file: FileVersion, index: int, *, rank: Rank = Rank.OWNED) -> int:
         data = content(file, index)
         async with self.store.writing(file, index) as writer:
             for number in range(piece_count(len(data))):
                 start, size = piece_range(number, length_bytes=len(data))
                 part = memoryview(data)[start : start + size]
                 await writer.write(number, part, crc32c(part))
-            await writer.commit(is_copy=is_copy)
+            await writer.commit(rank=rank)
             return int(writer.inode)
 
     async def get(self, file: FileVersion, index: int) -> bytes:
@@ -165,9 +166,9 @@ async def test_to_put_twice_is_to_put_once(subject: Subject) -> None:
     assert (subject.store.used_bytes, subject.store.block_count) == (BLOCK, 1)
 
 
-@pytest.mark.parametrize(("file", "is_copy"), [(BIG, False), (PIECES, True)])
-async def test_a_dropped_block_is_gone(subject: Subject, file: FileVersion, is_copy: bool) -> None:
-    await subject.put(file, 0, is_copy=is_copy)
+@pytest.mark.parametrize(("file", "rank"), [(BIG, Rank.OWNED), (PIECES, Rank.COPY)])
+async def test_a_dropped_block_is_gone(subject: Subject, file: FileVersion, rank: Rank) -> None:
+    await subject.put(file, 0, rank=rank)
     await subject.put(OTHER, 1)
     assert await subject.store.drop([file.key(0)]) == file.length_bytes(0)
     assert not await subject.store.holds(file, 0)
@@ -212,7 +213,7 @@ async def test_room_is_made_copies_first_oldest_first(subject: Subject) -> None:
     for index in range(COUNT - 6):
         await subject.put(BIG, index)
     for index in range(4):
-        await subject.put(OTHER, index, is_copy=True)
+        await subject.put(OTHER, index, rank=Rank.COPY)
     subject.store.touch(OTHER.id)
     await subject.put(BIG, COUNT - 6)
     await subject.put(BIG, COUNT - 5)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.blocks import BlockKey
-from mesh.store.eviction import Candidate, Room, victims
+from mesh.store.eviction import Candidate, Rank, Room, victims
 
 
 def room(used: int, capacity: int = 1000, free: int = 500, total: int = 1000) -> Room:
@@ -40,7 +40,7 @@ candidates = st.lists(
         Candidate,
         key=st.builds(BlockKey, st.just(b"v" * 16), st.integers(0, 10**6)),
         length_bytes=st.integers(1, 100),
-        is_copy=st.booleans(),
+        rank=st.sampled_from(Rank),
     ),
     unique_by=lambda c: c.key,
     max_size=30,
@@ -55,10 +55,11 @@ def test_victims(blocks: list[Candidate], excess: int, data: st.DataObject) -> N
     assert not leased & {c.key for c in gone}
     assert len({c.key for c in gone}) == len(gone)
     # Copies before owned blocks, and each kind oldest first.
-    assert gone == [c for c in gone if c.is_copy] + [c for c in gone if not c.is_copy]
+    order_of = [Rank.COPY, Rank.SPARE, Rank.OWNED]
+    assert gone == sorted(gone, key=lambda c: order_of.index(c.rank))
     order = {c.key: n for n, c in enumerate(blocks)}
-    for copies in (True, False):
-        places = [order[c.key] for c in gone if c.is_copy is copies]
+    for rank in Rank:
+        places = [order[c.key] for c in gone if c.rank is rank]
         assert places == sorted(places)
     # Enough, and not one more than needed; or all that may go.
     freed = sum(c.length_bytes for c in gone)

@@ -6,6 +6,8 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from uuid import UUID
@@ -16,6 +18,7 @@ from crc32c import crc32c
 from mesh.blocks import MIB, PIECE_BYTES, FileVersion, piece_count, version_of
 from mesh.errors import BlockCorrupt, NotFound, StoreFull
 from mesh.metrics import Metrics, total
+from mesh.store.eviction import Rank
 from mesh.store.store import BlockStore, StoreSettings, open_store
 from mesh.testing.clock import ManualClock
 
@@ -46,13 +49,13 @@ class Crash(Exception):
 
 
 async def put(
-    store: BlockStore, file: FileVersion, index: int, data: bytes, *, is_copy: bool = False
+    store: BlockStore, file: FileVersion, index: int, data: bytes, *, rank: Rank = Rank.OWNED
 ) -> None:
     async with store.writing(file, index) as writer:
         for number in range(piece_count(len(data))):
             part = data[number * PIECE_BYTES : (number + 1) * PIECE_BYTES]
             await writer.write(number, part, crc32c(part))
-        await writer.commit(is_copy=is_copy)
+        await writer.commit(rank=rank)
 
 
 async def got(store: BlockStore, file: FileVersion, index: int) -> bytes:
@@ -192,7 +195,7 @@ async def test_eviction_starts_at_the_watermark_and_takes_copies_first(
         for file in owned:
             await put(store, file, 0, noise.randbytes(2 * MIB))
         for file in copies:
-            await put(store, file, 0, noise.randbytes(2 * MIB), is_copy=True)
+            await put(store, file, 0, noise.randbytes(2 * MIB), rank=Rank.COPY)
         assert store.used_bytes == 18 * MIB  # exactly 90 %: nothing goes yet
         await store.evict()
         assert store.used_bytes == 18 * MIB
@@ -265,7 +268,7 @@ async def test_a_version_that_is_being_written_is_not_dropped(
                 part = data[number * MIB : (number + 1) * MIB]
                 await writer.write(number, part, crc32c(part))
             assert await store.drop([file.key(0)]) == 0
-            await writer.commit(is_copy=False)
+            await writer.commit(rank=Rank.OWNED)
         assert await got(store, file, 0) == data
         assert await got(store, file, 1) == data
 
@@ -364,3 +367,21 @@ async def test_what_is_being_dropped_cannot_be_leased(tmp_path: Path, noise: Ran
         assert not await store.holds(file, 0)
         assert store.lease(file.key(1), for_s=10)
         assert await dropping == 2 * MIB
+
+
+async def test_a_record_with_a_wrong_crc_of_a_grain_is_dropped_with_its_block(
+    tmp_path: Path, noise: Random
+) -> None:
+    """A mount would go on to suspect bytes that the pieces' CRCs find right."""
+    file = version("f", 2 * MIB)
+    data = noise.randbytes(2 * MIB)
+    async with opened(tmp_path) as store:
+        for spoilt in (b"", b"\0\0\0\0"):
+            await put(store, file, 0, data)
+            record = store.index.block(file.key(0))
+            assert record is not None
+            assert len(record.grains) == 4 * 32
+            changed = replace(record, grains=spoilt + record.grains[len(spoilt) :])
+            await store._write(partial(store.index.stamp_block, key=file.key(0), record=changed))
+            await store.recheck(file, 0)
+            assert await store.holds(file, 0) is (not spoilt)

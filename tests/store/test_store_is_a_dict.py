@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mesh.blocks import FileVersion, version_of
 from mesh.errors import BlockCorrupt
+from mesh.store.eviction import Rank
 from mesh.store.store import BlockStore, StoreSettings, open_store
 
 BLOCK_BYTES = 96 * 1024
@@ -108,7 +109,7 @@ class StoreIsADict(RuleBasedStateMachine):
         async with self.store.writing(file, index) as writer:
             await writer.write(0, data, crc32c(data))
             if commit:
-                await writer.commit(is_copy=False)
+                await writer.commit(rank=Rank.OWNED)
 
     @invariant()
     def every_block_is_what_was_put(self) -> None:
