@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,10 @@ class S3Place:
     secret_key: str
 
 
+LOG_LEVEL = "CHAOS_LOG_LEVEL"
+"""Environment variable: "debug" lets the daemons tell of each block."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshSettings:
     """What all hosts share."""
@@ -71,6 +76,7 @@ def mesh_toml(
         f'access_key = "{under_store.access_key}"\nsecret_key = "{under_store.secret_key}"\n',
         "security": "insecure = true\n",
         "fuse": "",
+        "log": f'level = "{os.environ.get(LOG_LEVEL, "info")}"\n',
     }
     return "\n".join(
         f"[{name}]\n{_above_tables(lines, settings.more.get(name, ''))}"

@@ -15,6 +15,7 @@ from chaos.workload import Load
 
 PROCESSES_MAX = 32
 THREADS = 32
+CROWD_EGRESS_MAX = 1.5
 
 
 def _model(_: int) -> dict[str, int]:
@@ -47,7 +48,11 @@ def thousand(run: Run) -> None:
     took_s = run.workload.wait(readers, within_s=120)
     total = len(readers) * THREADS
     run.report.rows += [row("readers", total, ""), row("all done in", took_s, "s")]
-    run.check(checks.egress_at_most(run.cluster.under_store.egress_bytes / run.data_bytes))
+    ratio = run.cluster.under_store.egress_bytes / run.data_bytes
+    run.report.rows.append(row("under-store egress of the crowd", ratio, "x data", at_most=1.02))
+    # 256 threads of readers on two cores starve the peers too: silence is not death then,
+    # but it can't be told from it for long. Without that bound every reader fills.
+    run.check(checks.egress_at_most(ratio, most=CROWD_EGRESS_MAX))
 
 
 @scenario(

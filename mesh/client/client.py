@@ -115,8 +115,14 @@ class MeshClient:
         self.view = settings.view
         passport = Passport(settings.cluster, settings.key_fingerprint, lambda: self.view.epoch)
         self._channels = Channels(settings.tls, passport=passport, on_other_epoch=self._note_epoch)
+        self._control = Channels(settings.tls, passport=passport)
         self.direct = DirectReader(
-            settings.view, self._channels, table, metrics, memory_bytes=settings.memory_bytes
+            settings.view,
+            self._channels,
+            self._control,
+            table,
+            metrics,
+            memory_bytes=settings.memory_bytes,
         )
         self._settings = settings
         self._own = LocalChannel(mount_socket(str(settings.socket)))
@@ -284,6 +290,7 @@ class MeshClient:
         await self._own.aclose()
         await self.direct.aclose()
         await self._channels.aclose()
+        await self._control.aclose()
 
     async def _call(self, peer: str, method: Method[Q, A], request: Q) -> A:
         if peer == self._settings.name:

@@ -23,15 +23,19 @@ from mesh.metrics import PEER, UNDER_STORE, Metrics
 from mesh.ring.ring import Ring, RingMember
 from mesh.understore.table import MountTable, attributes_of
 from mesh.wire.channels import Channels
-from mesh.wire.codec import SERVE
+from mesh.wire.codec import HELLO, SERVE
 from mesh.wire.hedged import Hedged, Signs, Source, Strays
-from mesh.wire.messages import BlockRequest, Piece
+from mesh.wire.messages import BlockRequest, Nothing, Piece
+from mesh.wire.pulse import Pulses
 
 log = structlog.get_logger()
 
 OWNERS_ASKED = 3
-HEDGE_AFTER_S = 0.2
-LOST_AFTER_S = 0.5
+HEDGE_AFTER_S = 0.4
+LOST_AFTER_S = 1.5
+"""More patient than a peer is: who gives up here asks the under-store for what others have."""
+
+PULSE_TIMEOUT_S = 1.0
 AWAY_S = 2.0
 """For so long a peer that did not answer is not asked again."""
 
@@ -53,6 +57,7 @@ class DirectReader:
         self,
         view: View,
         channels: Channels,
+        control: Channels,
         table: MountTable,
         metrics: Metrics,
         *,
@@ -61,6 +66,7 @@ class DirectReader:
     ) -> None:
         self.update(view)
         self._channels = channels
+        self._control = control
         self._table = table
         self._metrics = metrics
         self._clock = clock
@@ -71,6 +77,7 @@ class DirectReader:
         self._loads: dict[BlockKey, asyncio.Lock] = {}
         self._away: dict[str, float] = {}
         self._signs = Signs()
+        self._pulses = Pulses(self._feel, self._signs, clock)
         self._strays = Strays()
 
     def update(self, view: View) -> None:
@@ -81,7 +88,12 @@ class DirectReader:
         )
 
     async def aclose(self) -> None:
+        await self._pulses.aclose()
         await self._strays.aclose()
+
+    async def _feel(self, peer: str) -> None:
+        address = self._view.member(peer).address
+        await self._control.call(address, HELLO, Nothing(), timeout_s=PULSE_TIMEOUT_S)
 
     async def block(self, file: FileVersion, index: int) -> bytes:
         """Return a block; raises what the under-store raised when nobody has it."""
@@ -120,7 +132,15 @@ class DirectReader:
             request = BlockRequest(file, index, missing)
             return self._channels.pieces(self._view.member(peer).address, SERVE, request)
 
-        hedged = Hedged(peers, ask, Always(), self._signs, self._clock, answers=(Stale, Refused))
+        hedged = Hedged(
+            peers,
+            ask,
+            Always(),
+            self._signs,
+            self._clock,
+            answers=(Stale, Refused),
+            pulse=self._pulses.feel,
+        )
         try:
             async with aclosing(hedged.pieces()) as came:
                 async for source, piece in came:

@@ -275,8 +275,10 @@ class BlockFiller:
     async def _bring(self, landing: Landing, writer: BlockWriter | None) -> None:
         file, index = landing.file, landing.index
         holders = await self._neighbors.other_holders(file, index, wide=False)
-        if holders and await self._peeked(landing, writer, holders):
-            return
+        if holders:
+            log.debug("peek", block=str(file.key(index)), holders=holders)
+            if await self._peeked(landing, writer, holders):
+                return
         landing.origin = UNDER_STORE
         try:
             await self._bring_from_under_store(landing, writer)

@@ -36,6 +36,7 @@ from mesh.wire.messages import (
     Nothing,
     Piece,
 )
+from mesh.wire.pulse import Pulses
 
 log = structlog.get_logger()
 
@@ -85,10 +86,10 @@ class RingNeighbors:
         *,
         metrics: Metrics | None = None,
         clock: Clock = monotonic_s,
-        pulse_wire: Wire | None = None,
+        control: Wire | None = None,
     ) -> None:
-        """Have signs of life asked for over *pulse_wire*: on a connection of its own, a
-        small answer need not queue behind the megabytes that are under way."""
+        """Ask small things over *control*: on connections of its own, a small answer need
+        not queue behind the megabytes that are under way."""
         self.view = view
         self.ring = ring_of(view)
         self.me = me
@@ -100,17 +101,14 @@ class RingNeighbors:
         self._clock = clock
         self._signs = Signs()
         self._strays = Strays()
-        self._pulse_wire = pulse_wire or wire
-        self._pulses: dict[str, asyncio.Task[None]] = {}
+        self._control = control or wire
+        self._pulses = Pulses(self._feel, self._signs, clock)
         self._former: list[Ring] = []
         self._broke = asyncio.Event()
         self._held: OrderedDict[tuple[str, bytes], tuple[float, frozenset[int]]] = OrderedDict()
 
     async def aclose(self) -> None:
-        pulses = list(self._pulses.values())
-        for pulse in pulses:
-            pulse.cancel()
-        await asyncio.gather(*pulses, return_exceptions=True)
+        await self._pulses.aclose()
         await self._strays.aclose()
 
     # Who is there
@@ -265,23 +263,12 @@ class RingNeighbors:
             self._clock,
             answers=(Stale, Refused),
             gives_up=is_relayed or method is PEEK,
-            pulse=self._pulse,
+            pulse=self._pulses.feel,
         )
 
-    def _pulse(self, peer: str) -> None:
-        """Ask *peer* for a sign of life, unless that is under way."""
-        if peer not in self._pulses:
-            task = asyncio.ensure_future(self._feel(peer))
-            self._pulses[peer] = task
-            task.add_done_callback(lambda done: self._pulses.pop(peer, None))
-
     async def _feel(self, peer: str) -> None:
-        with suppress(MeshError):
-            await self._pulse_wire.call(
-                self._address(peer), HELLO, Nothing(), timeout_s=PROBE_TIMEOUT_S
-            )
-            self._signs.heard(peer, self._clock())
-            self.health.heard(peer)
+        await self._control.call(self._address(peer), HELLO, Nothing(), timeout_s=PROBE_TIMEOUT_S)
+        self.health.heard(peer)
 
     def settle(self, hedged: Hedged) -> None:
         """Learn from what became of a block's sources, and let those left over end."""
@@ -351,7 +338,8 @@ class RingNeighbors:
             return kept[1]
         indexes: frozenset[int] = frozenset()
         with suppress(MeshError):
-            indexes = await self.held(peer, file)
+            timeout_s = max(HELD_TIMEOUT_S, self.hedging.after_s)
+            indexes = await self.held(peer, file, timeout_s=timeout_s)
         self._held[peer, file.id] = (now_s, indexes)
         while len(self._held) > HELD_KEPT_MAX:
             self._held.popitem(last=False)
@@ -361,7 +349,7 @@ class RingNeighbors:
         self, peer: str, file: FileVersion, *, timeout_s: float = HELD_TIMEOUT_S
     ) -> frozenset[int]:
         """Return which blocks of a version *peer* has, or brings from the under-store now."""
-        reply = await self._wire.call(
+        reply = await self._control.call(
             self._address(peer), HELD, HeldRequest(file), timeout_s=timeout_s
         )
         return reply.indexes
@@ -369,7 +357,7 @@ class RingNeighbors:
     async def inventory(self, peer: str, after: bytes) -> InventoryReply:
         """Return a page of the versions that *peer* has blocks of."""
         request = InventoryRequest(after)
-        return await self._wire.call(self._address(peer), INVENTORY, request, timeout_s=5.0)
+        return await self._control.call(self._address(peer), INVENTORY, request, timeout_s=5.0)
 
     # How they are
 
@@ -389,7 +377,7 @@ class RingNeighbors:
     async def description(self, member: Member) -> Description | None:
         """Return how the peer at a member's address is; None when it does not answer."""
         try:
-            return await self._wire.call(
+            return await self._control.call(
                 member.address, DESCRIBE, Nothing(), timeout_s=PROBE_TIMEOUT_S
             )
         except MeshError:
@@ -398,7 +386,7 @@ class RingNeighbors:
     async def hello(self, member: Member) -> Member | None:
         """Return what the peer at a member's address says of itself; None if nothing."""
         try:
-            reply = await self._wire.call(
+            reply = await self._control.call(
                 member.address, HELLO, Nothing(), timeout_s=PROBE_TIMEOUT_S
             )
         except MeshError as error:
@@ -408,7 +396,7 @@ class RingNeighbors:
 
     async def view_at(self, address: str) -> bytes:
         """Return the view of the peer at an address, as JSON."""
-        reply = await self._wire.call(address, MEMBERS, Nothing(), timeout_s=PROBE_TIMEOUT_S)
+        reply = await self._control.call(address, MEMBERS, Nothing(), timeout_s=PROBE_TIMEOUT_S)
         return reply.view
 
     async def probe(self) -> None:

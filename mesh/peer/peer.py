@@ -141,10 +141,10 @@ async def _running(
         on_other_epoch=lambda address, epoch: presence.note_epoch(address, epoch),
     )
     stack.push_async_callback(channels.aclose)
-    pulses = Channels(settings.tls, passport=passport)
-    stack.push_async_callback(pulses.aclose)
+    control = Channels(settings.tls, passport=passport)
+    stack.push_async_callback(control.aclose)
     tasks = await stack.enter_async_context(_tasks())
-    neighbors = RingNeighbors(view_of([me]), me.name, channels, metrics=metrics, pulse_wire=pulses)
+    neighbors = RingNeighbors(view_of([me]), me.name, channels, metrics=metrics, control=control)
     stack.push_async_callback(neighbors.aclose)
     table = MountTable(settings.mounts, stores)
     reader = BlockReader(

@@ -50,8 +50,9 @@ def test_a_read_that_never_ended_is_a_hang() -> None:
 def test_egress() -> None:
     assert checks.egress_at_most(1.02).holds
     assert not checks.egress_at_most(1.03).holds
-    assert checks.nothing_fetched(0).holds
-    assert not checks.nothing_fetched(1).holds
+    assert checks.nothing_fetched(0, 100).holds
+    assert checks.nothing_fetched(2, 100).holds
+    assert not checks.nothing_fetched(3, 100).holds
 
 
 def test_broken_are_those_that_do_not_hold() -> None:

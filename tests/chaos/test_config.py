@@ -18,7 +18,7 @@ S3 = S3Place("http://10.77.0.9:9000", "truth", "mesh", "secret")
 
 def test_a_static_list_names_all_peers(tmp_path: Path) -> None:
     path = tmp_path / "mesh.toml"
-    path.write_text(mesh_toml(PLACES[1], PLACES, S3, MeshSettings()))
+    path.write_text(mesh_toml(PLACES[1], PLACES, S3, MeshSettings(membership="static")))
     written = tomllib.loads(path.read_text())
     assert [p["address"] for p in written["cluster"]["peers"]][:2] == [
         "10.77.0.1:7101",
@@ -40,7 +40,9 @@ def test_gossip_names_seeds_and_a_key_that_all_share() -> None:
 
 
 def test_further_lines_stay_in_their_section() -> None:
-    settings = MeshSettings(more={"cluster": "grace = 5", "fuse": "attr_cache = 1"})
+    settings = MeshSettings(
+        membership="static", more={"cluster": "grace = 5", "fuse": "attr_cache = 1"}
+    )
     written = tomllib.loads(mesh_toml(PLACES[0], PLACES, S3, settings))
     assert written["cluster"]["grace"] == 5
     assert written["fuse"]["attr_cache"] == 1
