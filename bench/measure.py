@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-import google_crc32c
+from crc32c import crc32c
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -170,7 +170,7 @@ def checksum(path: Path) -> int:
     sum_so_far = 0
     with path.open("rb", buffering=0) as file:
         while piece := file.read(4 * MIB):
-            sum_so_far = google_crc32c.extend(sum_so_far, piece)
+            sum_so_far = crc32c(piece, sum_so_far)
     return sum_so_far
 
 

@@ -314,7 +314,7 @@ def toml_tables(table: Mapping[str, Any], at: Location = ()) -> Iterator[list[st
     for key, value in table.items():
         if isinstance(value, dict):
             yield from toml_tables(value, (*at, key))
-        elif isinstance(value, list):
+        elif not _is_plain(value):
             for item in value:
                 first, *rest = next(toml_tables(item, (*at, key)))
                 yield [f"[{first}]", *rest]
@@ -350,7 +350,10 @@ def _is_normalized(path: str) -> bool:
 
 
 def _is_plain(value: object) -> bool:
-    return not isinstance(value, dict | list)
+    """Whether it goes on one line: no table, and no list of tables."""
+    if isinstance(value, list):
+        return not any(isinstance(item, dict) for item in value)
+    return not isinstance(value, dict)
 
 
 def _without_secrets(written: str) -> str:
