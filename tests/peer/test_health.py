@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mesh.blocks import MIB
 from mesh.peer.health import (
     BARREN_FOR_S,
+    HEDGE_AFTER_MAX_S,
     HEDGE_AFTER_MIN_S,
     HEDGE_BURST,
     HEDGE_SHARE,
@@ -99,9 +100,11 @@ def test_two_that_cannot_reach_the_under_store_mean_that_it_is_away() -> None:
         ([], 0.0, HEDGE_AFTER_MIN_S),
         ([0.001] * 64, 0.0, HEDGE_AFTER_MIN_S),
         ([0.1] * 64, 0.0, 0.3),
-        ([0.001] * 64, 0.5, 2.0),
+        ([0.001] * 60 + [0.7] * 4, 0.0, 0.7),
+        ([0.001] * 64, 0.3, 1.2),
+        ([9.0] * 64, 9.0, HEDGE_AFTER_MAX_S),
     ],
-    ids=["nothing known", "a fast mesh", "a slow mesh", "we are slow ourselves"],
+    ids=["nothing known", "fast", "slow", "slow now and then", "slow ourselves", "very slow"],
 )
 def test_when_a_second_peer_is_asked(waits_s: list[float], lag_s: float, after_s: float) -> None:
     hedging = Hedging(lambda: lag_s)
