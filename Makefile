@@ -40,7 +40,7 @@ proto: ## make mesh/wire/gen from proto/
 
 bench: ## measure mesh against the floor it stands on
 	@scripts/setup dev
-	@for name in read faults xfer under_store memory; do $(BIN)/python -m bench.$$name || exit; done
+	@for name in read faults xfer under_store memory death; do $(BIN)/python -m bench.$$name || exit; done
 
 bench-rivals: ## measure mesh against JuiceFS and rclone
 	@scripts/setup dev bench

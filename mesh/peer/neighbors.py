@@ -225,7 +225,8 @@ class RingNeighbors:
         None when that is this one, or can't be asked. Of a block that a reader could not
         get from its primary, that may be all that is wrong: the way between these two.
         """
-        primary = self.ring.owners(file.key(index), copies=1)[0]
+        # While this peer joins, nobody may have a place in the ring yet.
+        primary = next(iter(self.ring.owners(file.key(index), copies=1)), self.me)
         member = self.view.find(primary)
         now_s = self._clock()
         is_asked = member is not None and self._is_well(member, now_s)
