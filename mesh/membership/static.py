@@ -23,6 +23,9 @@ PROBE_TIMEOUT_S = 0.5
 LATE_S = 0.2
 """A probe may come so much later than it should."""
 
+NOTICE_S = PROBE_EVERY_S + LATE_S
+"""By then all have asked once more."""
+
 Probe = Callable[[Member], Awaitable[Member | None]]
 """Asks a member how it is; None when it does not answer in time."""
 
@@ -38,12 +41,14 @@ class StaticList:
         *,
         grace_s: float = GRACE_S,
         patience: Patience | None = None,
+        notice_s: float = NOTICE_S,
         clock: Clock = monotonic_s,
     ) -> None:
         """Take *listed* for those who are in the mesh, alive until they turn out not to be."""
         self._watched = Watched(me, roster=Roster(grace_s=grace_s), clock=clock)
         self._listed = [member for member in listed if member.id != me.id]
         self._probe = probe
+        self._notice_s = notice_s
         self._detector = Detector(patience or Patience())
         self._tasks: list[asyncio.Task[None]] = []
         for member in self._listed:
@@ -73,7 +78,7 @@ class StaticList:
         """Say so to everybody's next probe: keep answering until this returns."""
         await self.announce(as_left(self._watched.me))
         if self._listed:
-            await asyncio.sleep(PROBE_EVERY_S + LATE_S)
+            await asyncio.sleep(self._notice_s)
 
     async def start(self) -> None:
         self._watched.renew()

@@ -166,7 +166,6 @@ async def _running(
     reporter = Reporter(settings.cluster, store, neighbors, metrics)
     server = PeerServer(Servicers(reader, catalog, reporter), passport)
     stack.push_async_callback(membership.aclose)
-    stack.push_async_callback(membership.leave)
     stack.push_async_callback(server.aclose)
     await _listen(server, settings)
     _export(settings.metrics_address, metrics, stack)
@@ -178,6 +177,7 @@ async def _running(
     }.items():
         tasks.create_task(work, name=name)
     await _enter(settings, membership, presence, store, tasks)
+    stack.push_async_callback(membership.leave)
     stack.push_async_callback(presence.drain, for_s=settings.drain_s)
     await server.ready()
     return Peer(reader, catalog, store, neighbors, membership, metrics)

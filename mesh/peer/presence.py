@@ -221,5 +221,6 @@ def changes(before: View, after: View) -> list[dict[str, str]]:
 
 def _write(path: Path, data: bytes) -> None:
     temporary = path.with_suffix(".new")
+    temporary.touch(mode=0o600)
     temporary.write_bytes(data)
     os.replace(temporary, path)  # noqa: PTH105

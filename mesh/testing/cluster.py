@@ -52,7 +52,7 @@ class Cluster:
         settings = PeerSettings(
             cluster="test",
             me=Member(name, self.view.member(name).address, state=State.JOINING, is_placed=False),
-            membership=StaticSettings(cluster="test", listed=self.view.members),
+            membership=StaticSettings(cluster="test", listed=self.view.members, notice_s=0.0),
             listen=self.view.member(name).address,
             socket=self.root / f"{name}.sock",
             store=StoreSettings(
