@@ -22,8 +22,8 @@ def _model(peers: int) -> dict[str, int]:
 COLD = Mesh(files=_model, capacity="640MiB", link_bytes_s=20e6)
 """Cables slow enough for something to happen in the middle of it."""
 
-AT_HAND_BYTES = 2 * 16 * MIB
-"""Two windows of blocks read ahead: of these the one that dies has its part."""
+AT_HAND_BYTES = 3 * 16 * MIB
+"""Three windows of blocks read ahead: of these the one that dies has its part."""
 
 
 @scenario(
