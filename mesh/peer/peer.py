@@ -176,8 +176,8 @@ async def _running(
         "repair": repair.run(),
     }.items():
         tasks.create_task(work, name=name)
-    await _enter(settings, membership, presence, store, tasks)
     stack.push_async_callback(membership.leave)
+    await _enter(settings, membership, presence, store, tasks)
     stack.push_async_callback(presence.drain, for_s=settings.drain_s)
     await server.ready()
     return Peer(reader, catalog, store, neighbors, membership, metrics)

@@ -180,7 +180,7 @@ def test_a_copied_data_directory_is_refused_and_the_others_go_on(hosts: Hosts) -
     line = one_line("peer", "-c", str(hosts.config("three")))
     assert "runs with the same identity" in line
     assert "give this peer an empty one" in line
-    assert states(hosts, "one")["two"] == "active"
+    is_all(hosts, "one", one="active", two="active")
 
 
 def test_a_taken_name_is_refused(hosts: Hosts) -> None:
