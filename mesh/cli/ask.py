@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from mesh.cli.exits import one_line
 from mesh.cli.settings import Settings
+from mesh.wire.basics import Method
 from mesh.wire.channels import CALL_TIMEOUT_S, Channels
-from mesh.wire.codec import Method
 
 Q = TypeVar("Q")
 A = TypeVar("A")

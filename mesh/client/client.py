@@ -35,8 +35,9 @@ from mesh.metrics import Metrics, by_label
 from mesh.understore.arrow import open_under_store
 from mesh.understore.table import MountTable, Place
 from mesh.understore.understore import UnderStore, UnderStoreSettings
+from mesh.wire.basics import Method
 from mesh.wire.channels import Channels, TlsSettings
-from mesh.wire.codec import FETCH, LIST, MEMBERS, REPORT, STAT, Method
+from mesh.wire.codec import FETCH, LIST, MEMBERS, REPORT, STAT
 from mesh.wire.local import SILENT, LocalChannel, mount_socket
 from mesh.wire.messages import (
     FetchReply,

@@ -25,7 +25,8 @@ from mesh.metrics import Metrics
 from mesh.peer.health import PROBE_EVERY_S, Health, Hedging, Lag
 from mesh.ring.ring import Ring, RingMember
 from mesh.store.eviction import Rank
-from mesh.wire.codec import DESCRIBE, HELD, HELLO, INVENTORY, MEMBERS, PEEK, SERVE, Method
+from mesh.wire.basics import Method
+from mesh.wire.codec import DESCRIBE, HELD, HELLO, INVENTORY, MEMBERS, PEEK, SERVE
 from mesh.wire.hedged import Hedged, Signs, Source, Strays
 from mesh.wire.messages import (
     BlockRequest,

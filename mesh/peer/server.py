@@ -24,6 +24,7 @@ from mesh.peer.catalog import Catalog
 from mesh.peer.flight import HEARTBEAT
 from mesh.peer.reader import BlockReader
 from mesh.peer.report import Reporter
+from mesh.wire.basics import Method, status_of
 from mesh.wire.channels import HEARTBEAT_S, SERVER_OPTIONS
 from mesh.wire.codec import (
     DESCRIBE,
@@ -39,8 +40,6 @@ from mesh.wire.codec import (
     REPORT,
     SERVE,
     STAT,
-    Method,
-    status_of,
 )
 from mesh.wire.local import LocalServer, mount_socket
 from mesh.wire.messages import (

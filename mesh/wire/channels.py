@@ -17,7 +17,7 @@ import grpc
 
 from mesh.blocks import MIB, PIECE_BYTES
 from mesh.errors import PeerUnavailable
-from mesh.wire.codec import Method, error_of
+from mesh.wire.basics import Method, error_of
 from mesh.wire.messages import Piece
 from mesh.wire.passport import Passport, words_of
 

@@ -1,4 +1,4 @@
-"""protobuf <-> dataclasses, and gRPC status <-> errors. No other room sees either.
+"""protobuf <-> dataclasses for blocks, nodes and the catalog; see `basics`.
 
 Each RPC is one `Method`: its path and the two pairs of functions that turn its
 messages into bytes and back.
@@ -6,135 +6,27 @@ messages into bytes and back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
 
-import grpc
-
-from mesh import errors
-from mesh.blocks import Attributes, DirectoryEntry, FileVersion, version_of
-from mesh.errors import MeshError, PeerUnavailable
+from mesh.blocks import DirectoryEntry
 from mesh.wire import messages as m
+from mesh.wire.basics import (
+    Method,
+    attributes_of,
+    attributes_to,
+    file_of,
+    file_to,
+    path_bytes,
+    path_text,
+)
 from mesh.wire.gen import mesh_pb2 as pb
-
-Q = TypeVar("Q")
-A = TypeVar("A")
-
-
-@dataclass(frozen=True)
-class Method(Generic[Q, A]):
-    """One RPC, for its servers and its callers."""
-
-    service: str
-    name: str
-    encode_request: Callable[[Q], bytes]
-    decode_request: Callable[[bytes], Q]
-    encode_reply: Callable[[A], bytes]
-    decode_reply: Callable[[bytes], A]
-
-    @property
-    def path(self) -> str:
-        return f"/{self.service}/{self.name}"
-
-
-# Errors
-
-_CODES: list[tuple[type[MeshError], grpc.StatusCode]] = [
-    # First match wins, so subclasses stand above their bases.
-    (errors.NotFound, grpc.StatusCode.NOT_FOUND),
-    (errors.Refused, grpc.StatusCode.PERMISSION_DENIED),
-    (errors.NotADirectory, grpc.StatusCode.INVALID_ARGUMENT),
-    (errors.IsADirectory, grpc.StatusCode.INVALID_ARGUMENT),
-    (errors.Stale, grpc.StatusCode.ABORTED),
-    (errors.ListingGone, grpc.StatusCode.OUT_OF_RANGE),
-    (errors.BlockCorrupt, grpc.StatusCode.DATA_LOSS),
-    (errors.StoreFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
-]
-_KINDS: list[type[MeshError]] = [kind for kind, _ in _CODES]
-_KINDS.append(errors.UnderStoreUnavailable)
-_BY_NAME = {kind.__name__: kind for kind in _KINDS}
-
-
-def named(error: MeshError) -> str:
-    """Return an error in words that `error_named` reads; names that are not UTF-8 escaped."""
-    words = f"{type(error).__name__}: {error}"
-    return words.encode("utf-8", "backslashreplace").decode()
-
-
-def error_named(peer: str, words: str) -> MeshError:
-    """Return the error that *peer* raised, or `PeerUnavailable` if it is none of ours."""
-    name, _, text = words.partition(": ")
-    if name in _BY_NAME:
-        return _BY_NAME[name](text)
-    return PeerUnavailable(peer, words)
-
-
-def status_of(error: MeshError) -> tuple[grpc.StatusCode, str]:
-    """Return the code and the details that tell a caller of ours what happened."""
-    code = next((c for kind, c in _CODES if isinstance(error, kind)), grpc.StatusCode.UNKNOWN)
-    return code, named(error)
-
-
-def error_of(peer: str, failure: grpc.aio.AioRpcError) -> MeshError:
-    """Return the error that *peer* raised, or `PeerUnavailable` if it raised none of ours."""
-    details = failure.details() or ""
-    if details.partition(": ")[0] in _BY_NAME:
-        return error_named(peer, details)
-    return PeerUnavailable(peer, f"{failure.code().name.lower()}: {details}")
-
-
-# Messages
-
-
-def _path(value: str) -> bytes:
-    return value.encode("utf-8", "surrogateescape")
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "surrogateescape")
-
-
-def _file(file: FileVersion) -> pb.File:
-    return pb.File(
-        source=file.source,
-        path=_path(file.path),
-        size_bytes=file.size_bytes,
-        tag=file.tag,
-        block_bytes=file.block_bytes,
-    )
-
-
-def _file_of(file: pb.File) -> FileVersion:
-    # The id is not sent but computed: who asks for a block under a false name
-    # gets the block of that name, and can't put other bytes in its place.
-    return version_of(
-        source=file.source,
-        path=_text(file.path),
-        size_bytes=file.size_bytes,
-        tag=file.tag,
-        block_bytes=max(1, file.block_bytes),
-    )
-
-
-def _attributes(value: Attributes) -> pb.Attributes:
-    return pb.Attributes(
-        is_directory=value.is_directory,
-        size_bytes=value.size_bytes,
-        mtime_ns=value.mtime_ns,
-        tag=value.tag,
-        mode=value.mode,
-    )
-
-
-def _attributes_of(value: pb.Attributes) -> Attributes:
-    return Attributes(value.is_directory, value.size_bytes, value.mtime_ns, value.tag, value.mode)
 
 
 def _encode_block_request(value: m.BlockRequest) -> bytes:
     return pb.BlockRequest(
-        file=_file(value.file),
+        file=file_to(value.file),
         index=value.index,
         first_piece=value.first_piece,
         is_relayed=value.is_relayed,
@@ -143,7 +35,7 @@ def _encode_block_request(value: m.BlockRequest) -> bytes:
 
 def _decode_block_request(data: bytes) -> m.BlockRequest:
     value = pb.BlockRequest.FromString(data)
-    return m.BlockRequest(_file_of(value.file), value.index, value.first_piece, value.is_relayed)
+    return m.BlockRequest(file_of(value.file), value.index, value.first_piece, value.is_relayed)
 
 
 # protobuf would copy the megabyte of a piece twice on each side. Its fields are
@@ -214,21 +106,21 @@ def _encode_stat_reply(value: m.StatReply) -> bytes:
 
 def _stat_reply(value: m.StatReply) -> pb.StatReply:
     return pb.StatReply(
-        attributes=_attributes(value.attributes),
-        file=None if value.file is None else _file(value.file),
+        attributes=attributes_to(value.attributes),
+        file=None if value.file is None else file_to(value.file),
         is_stale=value.is_stale,
         fresh_s=value.fresh_s,
     )
 
 
 def _stat_reply_of(value: pb.StatReply) -> m.StatReply:
-    file = _file_of(value.file) if value.HasField("file") else None
-    return m.StatReply(_attributes_of(value.attributes), file, value.is_stale, value.fresh_s)
+    file = file_of(value.file) if value.HasField("file") else None
+    return m.StatReply(attributes_of(value.attributes), file, value.is_stale, value.fresh_s)
 
 
 def _encode_list_reply(value: m.ListReply) -> bytes:
     entries = [
-        pb.Entry(name=_path(entry.name), attributes=_attributes(entry.attributes))
+        pb.Entry(name=path_bytes(entry.name), attributes=attributes_to(entry.attributes))
         for entry in value.entries
     ]
     return pb.ListReply(
@@ -239,7 +131,7 @@ def _encode_list_reply(value: m.ListReply) -> bytes:
 def _decode_list_reply(data: bytes) -> m.ListReply:
     value = pb.ListReply.FromString(data)
     entries = tuple(
-        DirectoryEntry(_text(entry.name), _attributes_of(entry.attributes))
+        DirectoryEntry(path_text(entry.name), attributes_of(entry.attributes))
         for entry in value.entries
     )
     return m.ListReply(value.listing, entries, value.is_last)
@@ -247,18 +139,18 @@ def _decode_list_reply(data: bytes) -> m.ListReply:
 
 def _encode_list_request(value: m.ListRequest) -> bytes:
     return pb.ListRequest(
-        path=_path(value.path), listing=value.listing, start=value.start
+        path=path_bytes(value.path), listing=value.listing, start=value.start
     ).SerializeToString()
 
 
 def _decode_list_request(data: bytes) -> m.ListRequest:
     value = pb.ListRequest.FromString(data)
-    return m.ListRequest(_text(value.path), value.listing, value.start)
+    return m.ListRequest(path_text(value.path), value.listing, value.start)
 
 
 def _encode_fetch_request(value: m.FetchRequest) -> bytes:
     return pb.FetchRequest(
-        file=_file(value.file),
+        file=file_to(value.file),
         index=value.index,
         start_bytes=value.start_bytes,
         size_bytes=value.size_bytes,
@@ -270,7 +162,7 @@ def _encode_fetch_request(value: m.FetchRequest) -> bytes:
 def _decode_fetch_request(data: bytes) -> m.FetchRequest:
     value = pb.FetchRequest.FromString(data)
     return m.FetchRequest(
-        _file_of(value.file),
+        file_of(value.file),
         value.index,
         value.start_bytes,
         value.size_bytes,
@@ -360,13 +252,13 @@ def _decode_location(data: bytes) -> m.Location:
 
 
 def _encode_inventory(value: m.InventoryReply) -> bytes:
-    stock = [pb.Stock(file=_file(file), bitmap=bitmap_of(kept)) for file, kept in value.stock]
+    stock = [pb.Stock(file=file_to(file), bitmap=bitmap_of(kept)) for file, kept in value.stock]
     return pb.InventoryReply(stock=stock, is_last=value.is_last).SerializeToString()
 
 
 def _decode_inventory(data: bytes) -> m.InventoryReply:
     value = pb.InventoryReply.FromString(data)
-    stock = tuple((_file_of(one.file), indexes_of(one.bitmap)) for one in value.stock)
+    stock = tuple((file_of(one.file), indexes_of(one.bitmap)) for one in value.stock)
     return m.InventoryReply(stock, value.is_last)
 
 
@@ -399,8 +291,8 @@ PEEK: Method[m.BlockRequest, m.Piece] = Method(
 HELD: Method[m.HeldRequest, m.HeldReply] = Method(
     "mesh.v1.Blocks",
     "Held",
-    lambda q: pb.HeldRequest(file=_file(q.file)).SerializeToString(),
-    lambda data: m.HeldRequest(_file_of(pb.HeldRequest.FromString(data).file)),
+    lambda q: pb.HeldRequest(file=file_to(q.file)).SerializeToString(),
+    lambda data: m.HeldRequest(file_of(pb.HeldRequest.FromString(data).file)),
     lambda a: pb.HeldReply(bitmap=bitmap_of(a.indexes)).SerializeToString(),
     lambda data: m.HeldReply(indexes_of(pb.HeldReply.FromString(data).bitmap)),
 )
@@ -431,9 +323,9 @@ MEMBERS: Method[m.Nothing, m.MembersReply] = Method(
 STAT: Method[m.StatRequest, m.StatReply] = Method(
     "mesh.v1.Catalog",
     "Stat",
-    lambda q: pb.StatRequest(path=_path(q.path), refresh=q.refresh).SerializeToString(),
+    lambda q: pb.StatRequest(path=path_bytes(q.path), refresh=q.refresh).SerializeToString(),
     lambda data: m.StatRequest(
-        _text(pb.StatRequest.FromString(data).path), pb.StatRequest.FromString(data).refresh
+        path_text(pb.StatRequest.FromString(data).path), pb.StatRequest.FromString(data).refresh
     ),
     _encode_stat_reply,
     lambda data: _stat_reply_of(pb.StatReply.FromString(data)),
@@ -481,8 +373,8 @@ OVERVIEW: Method[m.Nothing, m.Overview] = Method(
 LOCATE: Method[m.LocateRequest, m.Location] = Method(
     "mesh.v1.Node",
     "Locate",
-    lambda q: pb.LocateRequest(path=_path(q.path)).SerializeToString(),
-    lambda data: m.LocateRequest(_text(pb.LocateRequest.FromString(data).path)),
+    lambda q: pb.LocateRequest(path=path_bytes(q.path)).SerializeToString(),
+    lambda data: m.LocateRequest(path_text(pb.LocateRequest.FromString(data).path)),
     _encode_location,
     _decode_location,
 )

@@ -22,7 +22,8 @@ import structlog
 
 from mesh.blocks import MIB
 from mesh.errors import MeshError, PeerUnavailable
-from mesh.wire.codec import FETCH, LIST, REPORT, STAT, Method, error_named, named
+from mesh.wire.basics import Method, error_named, named
+from mesh.wire.codec import FETCH, LIST, REPORT, STAT
 
 log = structlog.get_logger()
 

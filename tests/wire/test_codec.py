@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mesh import errors
 from mesh.blocks import Attributes, DirectoryEntry, FileVersion, version_of
-from mesh.wire import codec
+from mesh.wire import basics, codec
 from mesh.wire import messages as m
 from mesh.wire.gen import mesh_pb2 as pb
 
@@ -119,19 +119,19 @@ class Failure:
 
 @pytest.mark.parametrize("error", ALL_ERRORS, ids=lambda e: type(e).__name__)
 def test_an_error_comes_out_as_it_went_in(error: errors.MeshError) -> None:
-    code, details = codec.status_of(error)
-    again = codec.error_of("peer", Failure(code, details))  # type: ignore[arg-type]
+    code, details = basics.status_of(error)
+    again = basics.error_of("peer", Failure(code, details))  # type: ignore[arg-type]
     assert type(again) is type(error)
     assert str(again) == "x"
     assert code is not grpc.StatusCode.UNKNOWN
 
 
 def test_an_error_about_a_name_that_is_not_utf8_can_be_sent() -> None:
-    assert codec.named(errors.NotFound("caf\udce9")).encode() == b"NotFound: caf\\udce9"
+    assert basics.named(errors.NotFound("caf\udce9")).encode() == b"NotFound: caf\\udce9"
 
 
 def test_a_failure_that_is_not_ours_means_that_the_peer_is_away() -> None:
     failure = Failure(grpc.StatusCode.UNAVAILABLE, "failed to connect")
-    error = codec.error_of("10.0.0.1:7000", failure)  # type: ignore[arg-type]
+    error = basics.error_of("10.0.0.1:7000", failure)  # type: ignore[arg-type]
     assert isinstance(error, errors.PeerUnavailable)
     assert "10.0.0.1:7000" in str(error)
