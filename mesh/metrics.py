@@ -134,6 +134,16 @@ class Metrics:
             "catalog_requests", "Look-ups of paths, by how they were answered", "answer"
         )
     )
+    catalog_calls: Counter = field(
+        default_factory=lambda: _counter(
+            "catalog_calls", "Calls to owners of directories, each about many names"
+        )
+    )
+    invalidations: Counter = field(
+        default_factory=lambda: _counter(
+            "invalidations", "Changes of directories that peers tell each other of", "outcome"
+        )
+    )
 
     def registry(self) -> CollectorRegistry:
         """Return a registry that exports all of these."""

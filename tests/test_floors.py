@@ -11,6 +11,7 @@ HOUSE = Path(__file__).parent.parent / "mesh"
 FLOORS = [
     {"blocks", "budget", "clock", "errors", "metrics"},
     {"ring", "store", "understore", "membership", "wire"},
+    {"paths"},
     {"peer", "client"},
     {"fuse", "gateway", "testing"},
     {"cli"},

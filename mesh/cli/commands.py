@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import typer
 
-from mesh.cli import config, demo, info, keygen, mount, peer, ring, stats, status
+from mesh.cli import (
+    config,
+    demo,
+    info,
+    job,
+    keygen,
+    mount,
+    peer,
+    pin,
+    ring,
+    stats,
+    status,
+    warmup,
+)
 
 app = typer.Typer(
     help="A peer-to-peer, node-local cache mesh for GPU clusters.",
@@ -17,7 +30,11 @@ app.command()(mount.umount)
 app.command()(status.status)
 app.command()(info.info)
 app.command()(stats.stats)
+app.command()(warmup.warmup)
+app.command()(pin.pin)
+app.command()(pin.unpin)
 app.command()(demo.demo)
 app.command()(keygen.keygen)
+app.add_typer(job.app, name="job")
 app.add_typer(ring.app, name="ring")
 app.add_typer(config.app, name="config")

@@ -21,8 +21,10 @@ from rich.text import Text
 from mesh.cli.ask import LOOK_UP_TIMEOUT_S, HostPeer, host_peer
 from mesh.cli.exits import AsJson, ConfigPath, fail, one_line, settings_of
 from mesh.cli.figures import NOTHING, size_shown, text_shown
+from mesh.cli.pinned import pinned_after
 from mesh.errors import MeshError, PeerUnavailable
-from mesh.wire.codec import LOCATE, STAT
+from mesh.wire.catalog import STAT
+from mesh.wire.codec import LOCATE
 from mesh.wire.messages import LocateRequest, Location, StatReply, StatRequest
 
 FILE_SYSTEM_TYPE = "fuse.mesh"
@@ -100,9 +102,10 @@ def runs(location: Location) -> Iterator[Run]:
         yield run
 
 
-def as_line(path: str, found: StatReply, location: Location | None) -> str:
-    """Return everything as one line of JSON."""
+def as_line(path: str, found: StatReply, location: Location | None, pinned: str | None) -> str:
+    """Return everything as one line of JSON; *pinned* is the path that pins it."""
     said: dict[str, Any] = {"path": path, "attributes": asdict(found.attributes)}
+    said["pinned"] = pinned
     if location is not None and (file := location.found.file) is not None:
         said |= {
             "version": file.id.hex(),
@@ -128,6 +131,7 @@ async def _run(socket: Path, paths: list[str], *, as_json: bool, rows_max: int |
     mountpoints = mesh_mountpoints()
     failed = False
     async with host_peer(socket) as peer:
+        pins = await pinned_after(peer, is_pinned=True)
         for written in paths:
             path = path_in_mesh(written, mountpoints)
             if path is None:
@@ -144,9 +148,9 @@ async def _run(socket: Path, paths: list[str], *, as_json: bool, rows_max: int |
                 failed = True
                 continue
             if as_json:
-                print(as_line(path, found, location))
+                print(as_line(path, found, location, pins.over(path)))
             else:
-                _show(console, path, found, location, rows_max=rows_max)
+                _show(console, path, found, location, pins.over(path), rows_max=rows_max)
     return failed
 
 
@@ -162,6 +166,7 @@ def _show(
     path: str,
     found: StatReply,
     location: Location | None,
+    pinned: str | None,
     *,
     rows_max: int | None,
 ) -> None:
@@ -170,6 +175,8 @@ def _show(
     told.add_column(overflow="fold")
     for name, value in _facts(found, location):
         told.add_row(name, Text(value))
+    if pinned is not None:
+        told.add_row("pinned", Text(f"by {text_shown(pinned)}"))
     console.print(Text(text_shown(path), style="bold"))
     console.print(told)
     if location is not None and location.owners:

@@ -53,6 +53,22 @@ _DURATION_S_MAX = 10**9
 _WRITTEN = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,340})?) ?([a-z]*)", re.IGNORECASE)
 
 
+_BUCKET = r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]"
+_HOST_AND_PORT = r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})(:[0-9]{1,5})?"
+_CONTAINER = r"[$a-z0-9][a-z0-9-]{1,61}[a-z0-9](@[a-z0-9]{3,24}\.dfs\.core\.[a-z.-]+)?"
+
+# What stands between :// and the path, by scheme, and an example.
+_PLACES = {
+    "file": (r"", "file:///path"),
+    "s3": (r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", "s3://bucket/prefix"),
+    "hdfs": (_HOST_AND_PORT, "hdfs://host:8020/path"),
+    "gs": (_BUCKET, "gs://bucket/prefix"),
+    "abfs": (_CONTAINER, "abfs://container/prefix"),
+    "abfss": (_CONTAINER, "abfss://container@account.dfs.core.windows.net/prefix"),
+    "fsspec": (r"[^\s#]*", "fsspec+sftp://host/path"),
+}
+
+
 class BrokenRule(ValueError):
     """Something that a person wrote breaks a rule; says which one and what to write."""
 
@@ -226,16 +242,24 @@ def check_mount_path(written: str) -> str:
 def check_url(written: str) -> str:
     """Return *written* without a slash at its end, so that equal places have equal names.
 
-    Raises `BrokenRule` when it is neither a directory nor a bucket.
+    Raises `BrokenRule` when it is no place that there is an under-store for.
     """
     scheme, _, place = written.partition("://")
     place = place.rstrip("/") or ("/" if place.startswith("/") else "")
-    bucket = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.+)?"
-    if scheme == "file" and _is_normalized(place):
-        return f"file://{place}"
-    if scheme == "s3" and re.fullmatch(bucket, place) and place.isprintable():
-        return f"s3://{place}"
-    raise BrokenRule("is not a URL of an under-store", "write file:///path or s3://bucket/prefix")
+    kind = "fsspec" if scheme.startswith("fsspec+") else scheme
+    if kind not in _PLACES:
+        mend = "write file:///path, s3://bucket/prefix or another one of docs/understores.md"
+        raise BrokenRule("is not a URL of an under-store", mend)
+    form, example = _PLACES[kind]
+    if kind == "fsspec" and re.search(r":[^/@]*@|\?", place):
+        mend = "write it as a key of the mount's fsspec section"
+        raise BrokenRule("may have a secret in it", mend)
+    named, _, path = place.partition("/")
+    is_named = re.fullmatch(form, named) and re.fullmatch(r"[a-z0-9+.-]+", scheme)
+    is_clean = place.isprintable() and (not path or _is_normalized(f"/{path}"))
+    if is_named and is_clean and (place or kind == "fsspec"):
+        return f"{scheme}://{place}"
+    raise BrokenRule("is not a URL of an under-store", f"write one such as {example}")
 
 
 def check_endpoint(written: str) -> str:
@@ -243,6 +267,40 @@ def check_endpoint(written: str) -> str:
     if written and not re.fullmatch(r"https?://[^/@\s?#]+(/[^@\s?#]*)?", written):
         raise BrokenRule("is not an HTTP URL", "write one such as http://127.0.0.1:8333")
     return written
+
+
+def parse_mode(written: object) -> int:
+    """Return the permission bits that *written*, octal text, stands for."""
+    if not isinstance(written, str) or not re.fullmatch(r"(0o?)?[0-7]{1,3}", written):
+        raise BrokenRule("is not an octal mode", 'write one in quotes, such as "0644"')
+    return int(written, 8)
+
+
+def format_mode(mode: int) -> str:
+    """Return what `parse_mode` takes for *mode*."""
+    return f"{mode:04o}"
+
+
+def parse_id(written: object) -> int | None:
+    """Return the uid or gid that *written* stands for, None for empty."""
+    if written is None or written == "":
+        return None
+    number = _float(written)
+    if isinstance(written, float) or not (0 <= number < 2**32 - 1 and number.is_integer()):
+        raise BrokenRule("is not a number of a user or group", "write one such as 1000")
+    return int(number)
+
+
+def check_option(written: object) -> object:
+    """Return *written*, a value for somebody else's library; raises `BrokenRule`."""
+    if isinstance(written, bool | int | float | str):
+        return written
+    raise BrokenRule("is not a plain value", "write a text, a number, true or false")
+
+
+def check_absolute_or_empty(written: str) -> str:
+    """Return *written*, a path from / on, or empty; raises `BrokenRule`."""
+    return str(check_absolute(Path(written))) if written else ""
 
 
 def check_text(written: str) -> str:

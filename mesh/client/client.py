@@ -7,7 +7,7 @@ bytes      extent file, else own peer brings them there, else `direct`
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,11 +20,9 @@ from mesh.blocks import DIRECTORY, MIB, Attributes, DirectoryEntry, FileVersion
 from mesh.client.direct import DirectReader
 from mesh.client.file import MeshFile
 from mesh.client.here import BlocksHere
-from mesh.client.names import ListedNames
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import (
     IsADirectory,
-    ListingGone,
     MeshError,
     NotFound,
     PeerUnavailable,
@@ -32,14 +30,19 @@ from mesh.errors import (
 )
 from mesh.membership.view import View, view_from_json
 from mesh.metrics import Metrics, by_label
+from mesh.paths import plain, spot_of
+from mesh.store.entries import directory_key
+from mesh.store.entry_store import age_s
 from mesh.understore.arrow import open_under_store
-from mesh.understore.table import MountTable, Place
+from mesh.understore.table import MountTable, Place, name_bytes
 from mesh.understore.understore import UnderStore, UnderStoreSettings
 from mesh.wire.basics import Method
+from mesh.wire.catalog import LIST, STAT, WATCH
 from mesh.wire.channels import Channels, TlsSettings
-from mesh.wire.codec import FETCH, LIST, MEMBERS, REPORT, STAT
+from mesh.wire.codec import FETCH, MEMBERS, REPORT
 from mesh.wire.local import SILENT, LocalChannel, mount_socket
 from mesh.wire.messages import (
+    Change,
     FetchReply,
     FetchRequest,
     ListRequest,
@@ -47,7 +50,9 @@ from mesh.wire.messages import (
     Nothing,
     StatReply,
     StatRequest,
+    WatchRequest,
 )
+from mesh.wire.pages import entries_of
 from mesh.wire.passport import Passport
 
 log = structlog.get_logger()
@@ -62,9 +67,8 @@ sooner, by its connection."""
 FETCH_TIMEOUT_S = 120.0
 OTHER_PEERS_ASKED = 2
 READ_THREADS = 8
-LISTING_AGE_S = 1.0
-"""So old a listing may be when a peer hands it out."""
-
+PAGE_ENTRIES = 500
+WATCH_TIMEOUT_S = 30.0
 PEER_AWAY_S = 0.5
 """For so long the own peer is not asked again after it refused: asking costs nothing."""
 
@@ -96,6 +100,15 @@ class ClientSettings:
     tls: TlsSettings | None = None
     under_stores: Mapping[str, UnderStore] = field(default_factory=dict)
     """By URL: used instead of opening them, by tests."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPage:
+    """A part of a listing."""
+
+    entries: tuple[DirectoryEntry, ...]
+    fresh_s: float = 0.0
+    """For so long its attributes may be believed."""
 
 
 class MeshClient:
@@ -134,19 +147,20 @@ class MeshClient:
         self._ask_of = ""
         """Address of a peer whose view is another than ours."""
 
-        self._names = ListedNames(self.scan, self.listed, clock=clock)
         self._used: set[bytes] = set()
 
     # Paths
 
     async def stat(self, path: str, *, refresh: bool = False) -> StatReply:
-        """Say what *path* is; `NotFound` when it is nothing."""
-        path = path.strip("/")
-        if refresh or self.is_suspect(path):
-            self._names.forget(path)
-        elif (listed := self._names.look(path)) is not None:
-            return listed
-        request = StatRequest(path, refresh or path in self._suspects)
+        """Say what *path* is; `NotFound` when it is nothing.
+
+        What the peer of this host has in its tables costs no call.
+        """
+        path = plain(path)
+        refresh = refresh or path in self._suspects
+        if not refresh and (known := self._known(path)) is not None:
+            return known
+        request = StatRequest(path, refresh)
         for peer in self._peers():
             try:
                 reply = await self._call(peer, STAT, request)
@@ -157,43 +171,71 @@ class MeshClient:
             return reply
         return await self._stat_directly(path)
 
-    async def scan(self, path: str) -> AsyncIterator[tuple[DirectoryEntry, ...]]:
-        """Yield the entries of a directory, a page at a time."""
-        sent = 0
+    def _known(self, path: str) -> StatReply | None:
+        """Return what may be believed of a path by the tables of this host's peer."""
+        try:
+            spot = spot_of(self._table, path)
+        except NotFound:
+            return None
+        record, since_s = self.here.entry(spot.directory, spot.name)
+        if record is None or (about := record.attributes) is None:
+            return None  # that there is no such name is the peer's to say
+        now_s = self._clock()
+        fresh_s = spot.fresh_s(about, since_s, now_s)
+        if not fresh_s or not (about.is_directory or about.tag):
+            return None
+        return spot.reply(about, known_s=age_s(since_s, now_s), fresh_s=fresh_s)
+
+    async def scan(self, path: str) -> AsyncIterator[ListedPage]:
+        """Yield the entries of a directory, a page at a time, ordered by name.
+
+        Whoever answers goes on after the last name that somebody else has said.
+        """
+        path = plain(path)
+        after, is_last = "", False
+        while not is_last:
+            known = self._known_page(path, after)
+            if known is None:
+                try:
+                    known = await self._page(path, after)
+                except PeerUnavailable:
+                    async for page in self._scan_directly(path, after):
+                        yield page
+                    return
+            page, is_last = known
+            if page.entries:
+                yield page
+                after = page.entries[-1].name
+
+    def _known_page(self, path: str, after: str) -> tuple[ListedPage, bool] | None:
+        """Return a page from the tables of this host's peer, if it has the whole listing."""
+        try:
+            place = self._table.place(path)
+        except NotFound:
+            return None
+        directory = directory_key(place.settings.url, place.path)
+        listed_s, page, is_last = self.here.listing(directory, after, PAGE_ENTRIES)
+        fresh_s = place.settings.max_age_s - age_s(listed_s, self._clock())
+        if listed_s is None or not (after or fresh_s > 0):
+            return None
+        page = self._table.with_mounts(path, page, after=after, is_last=is_last)
+        entries = tuple(DirectoryEntry(name, about) for name, about in page)
+        return ListedPage(entries, max(0.0, fresh_s)), is_last
+
+    async def _page(self, path: str, after: str) -> tuple[ListedPage, bool]:
+        """Return a page from the first peer that answers; `PeerUnavailable` if none does."""
+        failure = PeerUnavailable(self._settings.name, "away")
         for peer in self._peers():
             try:
-                async for page in self._pages(peer, path, sent):
-                    sent += len(page)
-                    yield page
-                return
+                reply = await self._call(peer, LIST, ListRequest(path, after))
+                while reply.is_pending:
+                    reply = await self._call(peer, LIST, ListRequest(path, after))
             except PeerUnavailable as error:
                 self._note_away(peer, error)
-        skipped = 0
-        async for page in self._scan_directly(path):
-            rest = page[max(0, sent - skipped) :]
-            skipped += len(page)
-            if rest:
-                yield rest
-
-    async def _pages(
-        self, peer: str, path: str, start: int
-    ) -> AsyncIterator[tuple[DirectoryEntry, ...]]:
-        listing = 0
-        while True:
-            request = ListRequest(path, listing, start)
-            try:
-                reply = await self._call(peer, LIST, request)
-            except ListingGone:
-                if listing == 0:
-                    raise
-                listing = 0  # begin another one, and go on in it where we were
+                failure = error
                 continue
-            listing = reply.listing
-            start += len(reply.entries)
-            if reply.entries:
-                yield reply.entries
-            if reply.is_last:
-                return
+            return ListedPage(entries_of(reply.page), reply.fresh_s), reply.is_last
+        raise failure
 
     async def open(self, path: str) -> MeshFile:
         """Open a file for reading, at the version that it has now."""
@@ -268,17 +310,27 @@ class MeshClient:
                 reply = await self._channels.call(address, MEMBERS, Nothing(), timeout_s=1.0)
                 self._take_view(reply.view)
 
-    def listed(self, path: str, attributes: Attributes) -> tuple[FileVersion | None, float]:
-        """Return the version of a listed file, where its under-store names tags in
-        listings, and for how long the entry may be believed."""
+    def mount_of(self, path: str) -> UnderStoreSettings | None:
+        """Return the line of the mount table that a path is under; None when it is under none."""
         try:
-            place = self._table.place(path)
+            return self._table.place(path).settings
         except NotFound:
-            return None, 0.0
-        fresh_s = max(0.0, place.settings.max_age_s - LISTING_AGE_S)
-        if attributes.is_directory or not attributes.tag:
-            return None, fresh_s
-        return place.version(attributes), fresh_s
+            return None
+
+    async def watch(self, changed: Callable[[str, Change], None]) -> None:
+        """Say what changes in directories of the mesh, by path, for as long as it is awaited."""
+        since = 0
+        while True:
+            try:
+                reply = await self._own.call(WATCH, WatchRequest(since), timeout_s=WATCH_TIMEOUT_S)
+            except MeshError as error:
+                log.debug("no word of changes", reason=str(error))
+                await asyncio.sleep(PEER_AWAY_S)
+                continue
+            since = reply.last
+            for change in reply.changes:
+                for path in self._table.paths_of(change.source, change.path):
+                    changed(path, change)
 
     def note_use(self, version: bytes) -> None:
         """Note that a version was read here, for the order of eviction."""
@@ -287,7 +339,6 @@ class MeshClient:
     # Without the own peer
 
     async def aclose(self) -> None:
-        await self._names.aclose()
         await self._own.aclose()
         await self.direct.aclose()
         await self._channels.aclose()
@@ -325,10 +376,19 @@ class MeshClient:
                 return StatReply(DIRECTORY, None)
             raise
 
-    async def _scan_directly(self, path: str) -> AsyncIterator[tuple[DirectoryEntry, ...]]:
-        place = self._table.place(path)
-        async for page in place.store.scan(place.path):
-            yield tuple(page)
+    async def _scan_directly(self, path: str, after: str) -> AsyncIterator[ListedPage]:
+        """Yield what comes after a name, in whatever order the under-store has it."""
+        hidden = set(self._table.names_below(path))
+        try:
+            place = self._table.place(path)
+            async for page in place.store.scan(place.path):
+                later = (e for e in page if name_bytes(e.name) > name_bytes(after))
+                yield ListedPage(tuple(entry for entry in later if entry.name not in hidden))
+        except NotFound:
+            if not hidden:
+                raise
+        mounts = self._table.with_mounts(path, [], after=after, is_last=True)
+        yield ListedPage(tuple(DirectoryEntry(name, about) for name, about in mounts))
 
 
 def _reply(place: Place, about: Attributes) -> StatReply:

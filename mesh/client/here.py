@@ -7,13 +7,15 @@ them. A record is looked at before and after the bytes are: see `store.index`.
 from __future__ import annotations
 
 import os
+from math import inf
 from pathlib import Path
 
 import lmdb
 
-from mesh.blocks import BlockKey, FileVersion
+from mesh.blocks import Attributes, BlockKey, FileVersion
 from mesh.clock import monotonic_s
 from mesh.errors import NotFound
+from mesh.store.entries import Entries, EntryRecord
 from mesh.store.extents import Extents, open_extent
 from mesh.store.index import BlockRecord, Index, read_index
 
@@ -30,6 +32,7 @@ class BlocksHere:
         self._directory = directory
         self._table = str(directory / "index" / "data.mdb")
         self._index: Index | None = None
+        self._entries: Entries | None = None
         self._is_ours = True
         self._inode = 0
         self._look_again_s = 0.0
@@ -43,6 +46,27 @@ class BlocksHere:
         index = self._opened()
         return None if index is None else index.inline(version)
 
+    def entry(self, directory: bytes, name: str) -> tuple[EntryRecord | None, float]:
+        """Return what the peer knows of a name, and since when (`store.entries`)."""
+        return (None, -inf) if self._opened() is None else self._tables().entry(directory, name)
+
+    def listing(
+        self, directory: bytes, after: str, count: int
+    ) -> tuple[float | None, list[tuple[str, Attributes]], bool]:
+        """Return since when the whole listing is known here, so many entries of it, and
+        whether they are the last."""
+        if self._opened() is None:
+            return None, [], False
+        tables = self._tables()
+        listed_s = tables.listed_s(directory)
+        if listed_s is None:
+            return None, [], False
+        return listed_s, *tables.after(directory, after, count)
+
+    def _tables(self) -> Entries:
+        assert self._entries is not None, "opened with the index"
+        return self._entries
+
     def count(self, version: bytes) -> int:
         """Return how many blocks of a version are here."""
         index = self._opened()
@@ -53,7 +77,8 @@ class BlocksHere:
             self._follow_remade()
         if self._index is None:
             try:
-                self._index = read_index(self._directory / "index")
+                index = read_index(self._directory / "index")
+                self._index, self._entries = index, Entries(index.env, writable=False)
             except lmdb.Error:
                 return None  # the peer has not made it yet
         return self._index
@@ -76,12 +101,13 @@ class BlocksHere:
         """Read through an index that this process has open: LMDB allows one a process."""
         self.close()
         self._index, self._is_ours = index, False
+        self._entries = Entries(index.env, writable=False)
         self.extents = extents
 
     def close(self) -> None:
         if self._index is not None and self._is_ours:
             self._index.env.close()
-        self._index = None
+        self._index = self._entries = None
 
 
 class Descriptor:

@@ -105,6 +105,7 @@ async def run_mount(
             report = asyncio.create_task(
                 client.report_each_second(str(settings.mountpoint), os.getpid()), name="report"
             )
+            watch = asyncio.create_task(client.watch(operations.changed), name="watch")
             serving = asyncio.create_task(
                 pyfuse3.main(min_tasks=TASKS_MIN, max_tasks=TASKS_MAX), name="serve"
             )
@@ -123,7 +124,8 @@ async def run_mount(
                 await serving
             unmounted = device_of(settings.mountpoint) is None
             report.cancel()
-            await asyncio.wait({report}, timeout=REPORT_ENDS_S)
+            watch.cancel()
+            await asyncio.wait({report, watch}, timeout=REPORT_ENDS_S)
         finally:
             pyfuse3.close(unmount=not unmounted)
     log.info("unmounted", mountpoint=str(settings.mountpoint))

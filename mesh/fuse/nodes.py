@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from mesh.blocks import Attributes, FileVersion
+from mesh.store.entries import is_same
 
 ROOT = 1
 
@@ -23,8 +24,8 @@ class Node:
     path: str
     attributes: Attributes
     file: FileVersion | None = None
-    """The version; None for a directory, and for a file seen only in a listing of an
-    under-store that names no tags there: then the first look-up says it."""
+    """The version; None for a directory, and for a file seen only in a listing: then the
+    first look-up says it."""
 
     fresh_s: float = 0.0
     """For so long the kernel may believe the attributes, counted from the look-up."""
@@ -77,7 +78,7 @@ class Nodes:
             node.file = node.file or file
             node.fresh_s, node.noted_s = fresh_s, now_s
             return node
-        node = Node(self._free_number(path, file), path, attributes, file, fresh_s, now_s)
+        node = Node(self._free_number(path, attributes), path, attributes, file, fresh_s, now_s)
         self._by_number[node.number] = self._by_path[path] = node
         return node
 
@@ -94,9 +95,18 @@ class Nodes:
             del self._by_number[number]
             self.leave(node)
 
-    def _free_number(self, path: str, file: FileVersion | None) -> int:
+    def below(self, path: str) -> list[Node]:
+        """Return the nodes that lie directly in a directory, by looking at all."""
+        return [
+            node
+            for node in self._by_path.values()
+            if node.number != ROOT and node.path.rpartition("/")[0] == path
+        ]
+
+    def _free_number(self, path: str, about: Attributes) -> int:
         """Return a number that other mounts give to the same path and version, if it is free."""
-        name = path.encode("utf-8", "surrogateescape") + (b"" if file is None else file.id)
+        version = "" if about.is_directory else f"\0{about.size_bytes}\0{about.tag}"
+        name = (path + version).encode("utf-8", "surrogateescape")
         number = int.from_bytes(blake2b(name, digest_size=8).digest(), "big") >> 1
         while number <= ROOT or number in self._by_number:
             number += 1
@@ -104,11 +114,6 @@ class Nodes:
 
 
 def _is_same(node: Node, attributes: Attributes, file: FileVersion | None) -> bool:
-    if node.attributes.is_directory or attributes.is_directory:
-        return node.attributes.is_directory and attributes.is_directory
     if node.file is not None and file is not None:
         return node.file.id == file.id
-    return (node.attributes.size_bytes, node.attributes.mtime_ns // 10**9) == (
-        attributes.size_bytes,
-        attributes.mtime_ns // 10**9,
-    )
+    return is_same(node.attributes, attributes)

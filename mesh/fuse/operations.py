@@ -33,6 +33,7 @@ from mesh.fuse.errnos import errno_for
 from mesh.fuse.nodes import Node
 from mesh.fuse.view import NAME_BYTES_MAX, XATTRS, View
 from mesh.metrics import Metrics
+from mesh.wire.messages import Change
 
 log = structlog.get_logger()
 
@@ -125,6 +126,11 @@ class MeshOperations(pyfuse3.Operations):
             absent.entry_timeout = self._settings.negative_entry_cache_s
             return absent
 
+    def changed(self, path: str, change: Change) -> None:
+        """Have the kernel forget what has changed in a directory."""
+        for parent, name in self._view.take_back(path, change):
+            pyfuse3.invalidate_entry_async(InodeT(parent), os.fsencode(name), ignore_enoent=True)
+
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         with self._errno_only("getattr"):
             return self._entry(await self._view.attributes(inode))
@@ -139,7 +145,7 @@ class MeshOperations(pyfuse3.Operations):
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND):
             raise FUSEError(errno.EROFS)
         with self._errno_only("open"):
-            handle = await self._view.open(inode)
+            handle = await self._view.open(inode, refresh=bool(flags & os.O_DIRECT))
         # A node is one version for ever, so its pages may stay in the kernel's cache.
         return FileInfo(fh=FileHandleT(handle), keep_cache=True)
 
@@ -172,7 +178,8 @@ class MeshOperations(pyfuse3.Operations):
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         with self._errno_only("readdir"):
             async for number, entry, path in self._view.entries(fh, start_id):
-                node = self._view.note_listed(entry, path)
+                fresh_s = self._view.listed_for_s(fh)
+                node = self._view.note_listed(entry, path, fresh_s=fresh_s)
                 name = os.fsencode(entry.name)
                 if not pyfuse3.readdir_reply(token, name, self._entry(node), number + 1):
                     self._view.forget(node.number, 0)  # the kernel did not take it
@@ -210,14 +217,11 @@ class MeshOperations(pyfuse3.Operations):
         entry.generation = 0
         entry.entry_timeout = min(self._settings.entry_cache_s, max(0.0, node.fresh_s))
         entry.attr_timeout = min(self._settings.attr_cache_s, max(0.0, node.fresh_s))
-        if about.is_directory:
-            entry.st_mode = modes.S_IFDIR | ((about.mode or 0o755) & 0o777)
-            entry.st_nlink = 2
-        else:
-            entry.st_mode = modes.S_IFREG | ((about.mode or 0o644) & 0o777)
-            entry.st_nlink = 1
-        entry.st_uid = self._settings.uid
-        entry.st_gid = self._settings.gid
+        uid, gid, mode = self._view.rights(node)
+        entry.st_mode = (modes.S_IFDIR if about.is_directory else modes.S_IFREG) | mode
+        entry.st_nlink = 2 if about.is_directory else 1
+        entry.st_uid = self._settings.uid if uid is None else uid
+        entry.st_gid = self._settings.gid if gid is None else gid
         entry.st_size = about.size_bytes
         entry.st_blksize = MIB
         entry.st_blocks = -(-about.size_bytes // 512)

@@ -11,15 +11,20 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from mesh.blocks import DirectoryEntry
-from mesh.client.client import MeshClient
+from mesh.client.client import ListedPage, MeshClient
 from mesh.client.file import MeshFile
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import IsADirectory, NotFound, Stale
 from mesh.fuse.nodes import Node, Nodes
+from mesh.wire.messages import Change
 
 NAME_BYTES_MAX = 255
 
-XATTRS = ("user.mesh.version", "user.mesh.cached", "user.mesh.stale")
+VERSION, CACHED, STALE, AGE, REFRESH = (
+    f"user.mesh.{name}" for name in ("version", "cached", "stale", "age", "refresh")
+)
+XATTRS = (VERSION, CACHED, STALE, AGE)
+"""Those that are listed: REFRESH is only for who asks for it, because it asks the under-store."""
 
 
 @dataclass(slots=True)
@@ -27,8 +32,11 @@ class OpenDirectory:
     """A directory being read: a stream that can begin again."""
 
     node: Node
-    pages: AsyncIterator[tuple[DirectoryEntry, ...]] | None = None
+    pages: AsyncIterator[ListedPage] | None = None
     page: tuple[DirectoryEntry, ...] = ()
+    fresh_s: float = 0.0
+    """For so long the attributes in `page` may be believed."""
+
     page_start: int = 0
     """The number of the first entry of `page`, counted from the beginning."""
 
@@ -85,9 +93,9 @@ class View:
             raise Stale(f"{node.path}: has another version now")
         return node
 
-    async def _noted(self, path: str) -> Node:
+    async def _noted(self, path: str, *, refresh: bool = False) -> Node:
         try:
-            reply = await self._client.stat(path)
+            reply = await self._client.stat(path, refresh=refresh)
         except NotFound:
             if (gone := self.nodes.at(path)) is not None:
                 self.nodes.leave(gone)
@@ -105,12 +113,32 @@ class View:
 
     # Files
 
-    async def open(self, number: int) -> int:
-        """Open a node at its version; `Stale` when its path has another one by now."""
+    def take_back(self, path: str, change: Change) -> list[tuple[int, str]]:
+        """Believe no more what has changed in a directory.
+
+        Returns what the kernel is to forget: numbers of directories, and names in them.
+        """
+        directory = self.nodes.at(path)
+        if directory is None:
+            return []
+        names = list(change.names)
+        if change.is_all:
+            names = [node.path.rpartition("/")[2] for node in self.nodes.below(path)]
+        for name in names:
+            node = self.nodes.at(f"{path}/{name}".lstrip("/"))
+            if node is not None:
+                node.fresh_s = 0.0
+        return [(directory.number, name) for name in names]
+
+    async def open(self, number: int, *, refresh: bool = False) -> int:
+        """Open a node at its version; `Stale` when its path has another one by now.
+
+        With *refresh* the under-store says whether it has.
+        """
         node = self.nodes.node(number)
         is_known = node.file is not None and (node.opens or node.is_fresh(self._clock()))
-        if not is_known or self._client.is_suspect(node.path):
-            now = await self._noted(node.path)
+        if refresh or not is_known or self._client.is_suspect(node.path):
+            now = await self._noted(node.path, refresh=refresh)
             if now is not node:
                 raise Stale(f"{node.path}: has another version now")
         file = node.file
@@ -158,20 +186,24 @@ class View:
             directory.page_start += len(directory.page)
             directory.page = ()
             try:
-                directory.page = await anext(directory.pages)
+                page = await anext(directory.pages)
+                directory.page, directory.fresh_s = page.entries, page.fresh_s
             except StopAsyncIteration:
                 directory.is_over = True
             except BaseException:
                 directory.pages = None  # begin anew, or the rest would seem to be none
                 raise
 
-    def note_listed(self, entry: DirectoryEntry, path: str) -> Node:
+    def listed_for_s(self, handle: int) -> float:
+        """Return for how long the attributes of the last entry may be believed."""
+        return self._handles.directories[handle].fresh_s
+
+    def note_listed(self, entry: DirectoryEntry, path: str, *, fresh_s: float = 0.0) -> Node:
         """Return the node of an entry of a listing. Counts no reference."""
         node = self.nodes.at(path)
         if node is not None and node.opens and not entry.attributes.is_directory:
             return node
-        file, fresh_s = self._client.listed(path, entry.attributes)
-        return self.nodes.note(path, entry.attributes, file, fresh_s=fresh_s, now_s=self._clock())
+        return self.nodes.note(path, entry.attributes, None, fresh_s=fresh_s, now_s=self._clock())
 
     def release_directory(self, handle: int) -> None:
         del self._handles.directories[handle]
@@ -179,15 +211,29 @@ class View:
     # Extended attributes
 
     async def xattr(self, number: int, name: str) -> str | None:
-        """Return the value of one of XATTRS, or None when the node has none such."""
+        """Return the value of one of XATTRS or REFRESH, or None when the node has none such."""
         node = self.nodes.node(number)
-        if name not in XATTRS:
+        if name not in (*XATTRS, REFRESH):
             return None
-        reply = await self._client.stat(node.path)
-        if name == "user.mesh.stale":
+        reply = await self._client.stat(node.path, refresh=name == REFRESH)
+        if name == STALE:
             return "1" if reply.is_stale else "0"
+        if name == AGE:
+            return f"{reply.age_s:.3f}"
         if reply.file is None:
             return None
-        if name == "user.mesh.version":
+        if name in (VERSION, REFRESH):
             return reply.file.id.hex()
         return f"{self._client.here.count(reply.file.id)}/{reply.file.block_count}"
+
+    # Rights
+
+    def rights(self, node: Node) -> tuple[int | None, int | None, int]:
+        """Return owner, group and mode of a node as the mount table has them; None where it
+        says nothing."""
+        about = node.attributes
+        mount = self._client.mount_of(node.path)
+        if mount is None:
+            return None, None, about.mode or 0o555
+        default = mount.directory_mode if about.is_directory else mount.file_mode
+        return mount.uid, mount.gid, (about.mode or default) & ~mount.umask & 0o777

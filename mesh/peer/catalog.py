@@ -1,48 +1,64 @@
-"""Paths to attributes and versions, read through to the under-store.
+"""Paths to attributes and versions: the part of the catalog that this peer keeps or asks for.
 
-What the under-store said is believed for the mount's `max_age`; that a path does
-not exist, for 1 s; an error, never. While the under-store does not answer, what it
-said last is served, marked as stale.
+    for this host     table (this node)  →  owners of the directory, in ring order  →  under-store
+    for a neighbor    table (this node)  →  former owner, for a while after a change  →  under-store
+
+What the under-store said is believed for the mount's `max_age`, that a path does not exist
+for a moment, an error never. While the under-store does not answer, what it said last is
+served, marked as stale. What it says otherwise than before is told to all who heard it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
-from itertools import count
-from pathlib import Path
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 
 import structlog
 
-from mesh.blocks import DIRECTORY, Attributes, DirectoryEntry
+from mesh.blocks import DIRECTORY, Attributes, DirectoryEntry, FileVersion
 from mesh.clock import Clock, monotonic_s
-from mesh.errors import ListingGone, MeshError, NotFound, Unavailable, UnderStoreUnavailable
+from mesh.errors import MeshError, NotFound, Unavailable, UnderStoreUnavailable
 from mesh.metrics import Metrics
-from mesh.peer.listings import Listing
-from mesh.understore.table import MountTable, Place
-from mesh.wire.messages import ListReply, StatReply
+from mesh.paths import Spot, plain, spot_of
+from mesh.peer.changes import Audience, ChangeLog, Herald, change_of, heard
+from mesh.peer.listings import Listings
+from mesh.peer.once import Once, quietly
+from mesh.peer.shards import Shards
+from mesh.store.entries import directory_key
+from mesh.store.entry_store import Changes, EntryStore, age_s
+from mesh.understore.table import MountTable
+from mesh.wire.messages import (
+    Change,
+    InvalidateRequest,
+    KeepRequest,
+    Kept,
+    ListReply,
+    ListRequest,
+    LookupReply,
+    LookupRequest,
+    StatReply,
+    WatchReply,
+)
+from mesh.wire.pages import entries_of
 
 log = structlog.get_logger()
 
-ENTRIES_MAX = 32_768
-NEGATIVE_S = 1.0
-LISTINGS_MAX = 64
-LISTING_FRESH_S = 1.0
-"""A listing that began so long ago serves further readers from its beginning; older
-ones go on only for readers that hold a page of them. Attributes have `max_age`, but
-a name that was just made should be seen by the next `ls`."""
+MISSES_BEFORE = 4
+"""So many look-ups in one directory within WINDOW_S, and its listing is worth bringing."""
 
+WINDOW_S = 1.0
+LATER_S = 2.0
+"""One name of many that are asked together is waited for so long; then for itself."""
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What the under-store said of a path, and when."""
+ANSWER_S = 35.0
+AWAY_S = 1.0
+"""For so long an under-store that did not answer is not asked about what is known."""
 
-    reply: StatReply | None
-    """None: that it does not exist."""
-
-    asked_s: float
+KEPT_TOGETHER = 1000
+KEEP_QUEUED_MAX = 20_000
 
 
 class Catalog:
@@ -51,48 +67,177 @@ class Catalog:
     def __init__(
         self,
         table: MountTable,
+        entries: EntryStore,
+        shards: Shards,
         tasks: asyncio.TaskGroup,
         metrics: Metrics,
         *,
-        spool: Path,
         clock: Clock = monotonic_s,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """Keep listings in files under *spool*."""
         self._table = table
+        self._entries = entries
+        self._shards = shards
         self._tasks = tasks
         self._metrics = metrics
-        self._spool = spool
         self._clock = clock
-        self._known: OrderedDict[str, _Known] = OrderedDict()
-        self._asking: dict[str, list[asyncio.Future[StatReply]]] = {}
-        self._listings: OrderedDict[int, tuple[str, float, Listing]] = OrderedDict()
-        self._numbers = count(1)
+        self.changes = ChangeLog(first=int(wall_clock() * 1000) * 1000)
+        self._audience = Audience(clock)
+        self._herald = Herald(shards.tell, tasks, metrics)
+        self._reads: Once[str, StatReply] = Once(tasks)
+        self._fills: Once[str, StatReply] = Once(tasks)
+        self._listings = Listings(self, table, entries, shards, tasks, metrics, clock)
+        self._away_until_s: dict[str, float] = {}
+        self._misses: Counter[str] = Counter()
+        self._window_s = 0.0
+        self._to_keep: dict[str, dict[str, Kept]] = {}
+
+    # For this host
 
     async def stat(self, path: str, *, refresh: bool = False) -> StatReply:
         """Say what *path* is; `NotFound` when it is nothing.
 
-        With *refresh* the under-store is asked, whatever is known.
+        With *refresh* the under-store is asked, whatever is known, and who knew otherwise
+        is told before this returns.
         """
-        path = "/".join(part for part in path.split("/") if part)
+        path = plain(path)
         try:
-            place = self._table.place(path)
+            spot = spot_of(self._table, path)
         except NotFound:
             return self._between_mounts(path)
-        known = self._known.get(path)
-        if known is not None and not refresh and self._is_fresh(known, place):
-            self._known.move_to_end(path)
-            self._metrics.catalog_requests.labels("cached").inc()
-            if known.reply is None:
-                raise NotFound(f"{path}: no such file")
-            age_s = self._clock() - known.asked_s
-            return replace(known.reply, fresh_s=place.settings.max_age_s - age_s)
-        return await self._ask_once(path, place)
+        if not refresh and (known := self._known(spot)) is not None:
+            return known
+        anew = refresh or not spot.place.settings.max_age_s
+        return await self._reads.do(path, lambda: self._find(spot, refresh=refresh), anew=anew)
 
-    def _is_fresh(self, known: _Known, place: Place) -> bool:
-        age_s = self._clock() - known.asked_s
-        if known.reply is None:
-            return age_s < min(NEGATIVE_S, place.settings.max_age_s)
-        return age_s < place.settings.max_age_s
+    async def page(self, path: str, after: str = "", *, refresh: bool = False) -> ListReply:
+        """Return the entries of a directory after a name, in the order of their names."""
+        return await self._listings.page(plain(path), after, refresh=refresh)
+
+    async def scan(
+        self, path: str, *, refresh: bool = False
+    ) -> AsyncIterator[tuple[DirectoryEntry, ...]]:
+        """Yield all entries of a directory, ordered by name; whole, or an error."""
+        after = ""
+        while True:
+            reply = await self.page(path, after, refresh=refresh and not after)
+            entries = entries_of(reply.page)
+            if entries:
+                yield entries
+                after = entries[-1].name
+            if reply.is_last:
+                return
+
+    def version(self, path: str, about: Attributes) -> FileVersion | None:
+        """Return the version of a listed file; None where the listing named no tag."""
+        if about.is_directory or not about.tag:
+            return None
+        return self._table.place(plain(path)).version(about)
+
+    async def refresh(self, path: str, *, is_recursive: bool) -> int:
+        """Look at the under-store again, and have all know; return at how many names."""
+        found = await self.stat(path, refresh=True)
+        looked_at = 1
+        if not found.attributes.is_directory:
+            return looked_at
+        below: list[str] = []
+        async for page in self.scan(path, refresh=True):
+            looked_at += len(page)
+            below += [entry.name for entry in page if entry.attributes.is_directory]
+        for name in below if is_recursive else ():
+            with suppress(NotFound):
+                looked_at += await self.refresh(f"{path}/{name}", is_recursive=True)
+        return looked_at
+
+    # For neighbors and mounts
+
+    async def list_directory(self, request: ListRequest) -> ListReply:
+        """Answer a mount, a person, or the peer that asks this one as an owner."""
+        path = plain(request.path)
+        if not request.asker:
+            return await self._listings.page(path, request.after, refresh=request.refresh)
+        return await self._listings.serve(path, request)
+
+    async def lookup(self, request: LookupRequest) -> LookupReply:
+        """Answer a peer that asks this one as an owner, about all its names."""
+        patience_s = LATER_S if len(request.paths) > 1 else ANSWER_S
+        answers = await asyncio.gather(
+            *(self._answer(plain(path), request, patience_s) for path in request.paths)
+        )
+        return LookupReply(tuple(answers))
+
+    async def invalidate(self, request: InvalidateRequest) -> None:
+        """Believe no more what an owner says has changed, and have the mounts here know."""
+        self._metrics.invalidations.labels("heard").inc(len(request.changes))
+        for change in request.changes:
+            directory = directory_key(change.source, change.path)
+            changes = Changes(list(change.names), change.is_all, change.is_listing)
+            self.changes.touch(directory)
+            await self._entries.doubt(directory, changes)
+            self.changes.add(directory, change)
+
+    async def keep(self, request: KeepRequest) -> None:
+        """Keep a second copy of what the first owner has learned."""
+        for kept in request.kept:
+            with suppress(NotFound):
+                spot = spot_of(self._table, plain(kept.path))
+                self._copy(spot, kept.attributes, self._clock() - kept.age_s)
+        for path in request.directories:
+            self._listings.copy_later(plain(path), request.asker)
+
+    async def watch(self, since: int) -> WatchReply:
+        """Return what changed after that number, as soon as something does."""
+        return await self.changes.watch(since)
+
+    async def _answer(
+        self, path: str, request: LookupRequest, patience_s: float
+    ) -> StatReply | MeshError | None:
+        try:
+            spot = spot_of(self._table, path)
+        except NotFound as error:
+            return error
+        self._audience.note(spot.directory, request.asker, spot.place.settings.max_age_s)
+        try:
+            if request.only_known:
+                return self._known(spot)
+            async with asyncio.timeout(patience_s):
+                return await self._served(spot, refresh=request.refresh)
+        except TimeoutError:
+            return None
+        except MeshError as error:
+            return error
+
+    def heed(self, directory: bytes, peer: str, for_s: float) -> None:
+        """Note that a peer may believe for so long what it hears of a directory now."""
+        self._audience.note(directory, peer, for_s)
+
+    # What is known
+
+    def _known(self, spot: Spot) -> StatReply | None:
+        """Return what may be believed of a path; raises `NotFound` if that it does not exist."""
+        record, since_s = self._entries.look(spot.directory, spot.name)
+        if record is None:
+            return None
+        about, now_s = record.attributes, self._clock()
+        fresh_s = spot.fresh_s(about, since_s, now_s)
+        if not fresh_s or (about and not about.is_directory and not about.tag):
+            return None
+        if about is None and not self._table.names_below(spot.path):
+            self._metrics.catalog_requests.labels("cached").inc()
+            raise NotFound(f"{spot.path}: no such file")
+        self._metrics.catalog_requests.labels("cached").inc()
+        return spot.reply(about or DIRECTORY, known_s=age_s(since_s, now_s), fresh_s=fresh_s)
+
+    def _stale(self, spot: Spot, reason: str) -> StatReply | None:
+        """Return what was known last, marked as stale, if it was something."""
+        record, since_s = self._entries.look(spot.directory, spot.name)
+        about = None if record is None else record.attributes
+        if about is None or not (about.is_directory or about.tag):
+            return None
+        log.warning("stale answer", path=spot.path, reason=reason)
+        self._metrics.catalog_requests.labels("stale").inc()
+        known_s = age_s(since_s, self._clock())
+        return spot.reply(about, known_s=known_s, fresh_s=0.0, is_stale=True)
 
     def _between_mounts(self, path: str) -> StatReply:
         """Describe a directory that exists only because a mount lies below it."""
@@ -100,122 +245,160 @@ class Catalog:
             raise NotFound(f"{path}: no such file")
         return StatReply(DIRECTORY, None)
 
-    async def _ask_once(self, path: str, place: Place) -> StatReply:
-        waiter: asyncio.Future[StatReply] = asyncio.get_running_loop().create_future()
-        if path in self._asking:
-            self._asking[path].append(waiter)
-        else:
-            self._asking[path] = [waiter]
-            self._tasks.create_task(self._ask(path, place), name=f"stat {path}")
-        return await waiter
+    # Finding out
 
-    async def _ask(self, path: str, place: Place) -> None:
-        error: Exception | None = None
-        reply: StatReply | None = None
+    async def _find(self, spot: Spot, *, refresh: bool) -> StatReply:
+        """Ask the owners of the directory, and the under-store when none of them can say."""
+        self._count_miss(spot)
+        nearer = self._shards.nearer(spot.directory)
+        began = self.changes.last
+        if nearer:
+            with suppress(Unavailable):
+                return self._copied(spot, await self._ask(nearer, spot, refresh=refresh), began)
         try:
-            reply = await self._asked(path, place)
-        except Exception as failure:  # handed to every waiter, not swallowed
-            error = failure
-        finally:
-            for waiter in self._asking.pop(path):
-                if waiter.done():
-                    continue
-                if reply is not None:
-                    waiter.set_result(reply)
-                else:
-                    waiter.set_exception(error or Unavailable("the peer stops"))
-
-    async def _asked(self, path: str, place: Place) -> StatReply:
-        self._metrics.catalog_requests.labels("asked").inc()
-        asked_s = self._clock()
-        try:
-            reply = _reply(place, await place.store.stat(place.path))
-        except NotFound:
-            if self._table.names_below(path):
-                return StatReply(DIRECTORY, None)
-            self._remember(path, _Known(None, asked_s))
-            raise
-        except UnderStoreUnavailable as error:
-            known = self._known.get(path)
-            if known is None or known.reply is None:
+            return await self._served(spot, refresh=refresh)
+        except UnderStoreUnavailable:
+            farther = self._shards.farther(spot.directory)
+            if not farther:
                 raise
-            log.warning("stale answer", path=path, reason=str(error))
-            self._metrics.catalog_requests.labels("stale").inc()
-            return replace(known.reply, is_stale=True, fresh_s=0.0)
-        self._remember(path, _Known(reply, asked_s))
+            return await self._ask(farther, spot, refresh=refresh)
+
+    async def _ask(self, peers: list[str], spot: Spot, *, refresh: bool) -> StatReply:
+        async def ask(peer: str) -> StatReply:
+            reply = await self._shards.lookup(peer, spot.path, refresh=refresh)
+            if reply is None:
+                raise Unavailable(f"{peer} does not know {spot.path}")
+            return reply
+
+        self._metrics.catalog_requests.labels("peer").inc()
+        return await self._shards.first(peers, ask)
+
+    def _copied(self, spot: Spot, reply: StatReply, began: int) -> StatReply:
+        """Keep what an owner said, unless it said meanwhile that something has changed."""
+        if reply.is_stale or self.changes.is_touched(spot.directory, began):
+            return StatReply(reply.attributes, reply.file, reply.is_stale, 0.0, reply.age_s)
+        asked_s = self._clock() - reply.age_s
+        self._copy(spot, reply.attributes, asked_s)
         return reply
 
-    def _remember(self, path: str, known: _Known) -> None:
-        self._known[path] = known
-        self._known.move_to_end(path)
-        while len(self._known) > ENTRIES_MAX:
-            self._known.popitem(last=False)
+    def _copy(self, spot: Spot, about: Attributes | None, asked_s: float) -> None:
+        changes = self._entries.note(spot.source, spot.parent, spot.name, about, asked_s)
+        self.note(spot.source, spot.parent, changes)
 
-    # Listings
+    async def _served(self, spot: Spot, *, refresh: bool) -> StatReply:
+        """Answer as an owner."""
+        if not refresh and (known := self._known(spot)) is not None:
+            return known
+        anew = refresh or not spot.place.settings.max_age_s
+        return await self._fills.do(spot.path, lambda: self._fill(spot, refresh=refresh), anew=anew)
 
-    async def page(self, path: str, listing: int, start: int) -> ListReply:
-        """Return a page of a directory from entry *start* of a listing; 0 begins one.
-
-        Raises `ListingGone` when that listing is no longer kept.
-        """
-        path = "/".join(part for part in path.split("/") if part)
-        found = self._begun(path) if listing == 0 else self._kept(listing)
+    async def _fill(self, spot: Spot, *, refresh: bool) -> StatReply:
+        if not refresh:
+            if (former := await self._from_former(spot)) is not None:
+                return former
+            is_away = self._clock() < self._away_until_s.get(spot.source, 0.0)
+            if is_away and (stale := self._stale(spot, "it did not answer just now")) is not None:
+                return stale
+        asked_s = self._clock()
+        self._metrics.catalog_requests.labels("asked").inc()
+        about: Attributes | None = None
         try:
-            entries, is_last = await found.page(start)
-        except MeshError:
-            self._forget(found.number)
+            about = await spot.place.store.stat(spot.place.path)
+        except NotFound:
+            if self._table.names_below(spot.path):
+                return StatReply(DIRECTORY, None)
+        except UnderStoreUnavailable as error:
+            self._away_until_s[spot.source] = self._clock() + AWAY_S
+            if (stale := self._stale(spot, str(error))) is not None:
+                return stale
             raise
-        return ListReply(found.number, entries, is_last)
+        changes = self._entries.note(spot.source, spot.parent, spot.name, about, asked_s)
+        told = self.tell(spot.source, spot.parent, changes)
+        self._give_copy(spot, about, asked_s)
+        if refresh:
+            await heard(told)
+        if about is None:
+            raise NotFound(f"{spot.path}: no such file")
+        known_s = self._clock() - asked_s
+        fresh_s = max(0.0, spot.place.settings.max_age_s - known_s)
+        return spot.reply(about, known_s=known_s, fresh_s=fresh_s)
 
-    def _kept(self, number: int) -> Listing:
-        kept = self._listings.get(number)
-        if kept is None:
-            raise ListingGone(f"listing {number} is not kept any more")
-        self._listings.move_to_end(number)
-        return kept[2]
+    async def _from_former(self, spot: Spot) -> StatReply | None:
+        """Return what the peer knows that owned the directory until a moment ago."""
+        for peer in self._shards.former(spot.directory):
+            with suppress(MeshError):
+                reply = await self._shards.lookup(peer, spot.path, only_known=True)
+                if reply is not None and not reply.is_stale:
+                    self._copy(spot, reply.attributes, self._clock() - reply.age_s)
+                    return reply
+        return None
 
-    def _begun(self, path: str) -> Listing:
-        now_s = self._clock()
-        for known_path, begun_s, listing in self._listings.values():
-            if known_path == path and now_s - begun_s < LISTING_FRESH_S and listing.error is None:
-                return listing
-        listing = Listing(self._spool, next(self._numbers))
-        self._listings[listing.number] = (path, now_s, listing)
-        self._tasks.create_task(listing.fill(self._pages(path)), name=f"list {path}")
-        while len(self._listings) > LISTINGS_MAX:
-            self._listings.popitem(last=False)[1][2].retire()
-        return listing
+    # Telling others
 
-    def _forget(self, number: int) -> None:
-        if number in self._listings:
-            self._listings.pop(number)[2].retire()
+    def note(self, source: str, path: str, changes: Changes) -> None:
+        """Have the mounts of this host know what changed in a directory."""
+        if changes:
+            self._start_telling(source, path, changes, ())
 
-    async def _pages(self, path: str) -> AsyncIterator[list[DirectoryEntry]]:
-        below = self._table.names_below(path)
-        try:
-            place = self._table.place(path)
-        except NotFound:
-            if path and not below:
-                raise
-            yield [DirectoryEntry(name, DIRECTORY) for name in below]
+    def tell(self, source: str, path: str, changes: Changes) -> asyncio.Future[None] | None:
+        """Have everybody know who knows of the directory; the future is done when they do."""
+        if not changes:
+            return None
+        directory = directory_key(source, path)
+        peers = set(self._audience.of(directory)) | set(self._shards.owners(directory))
+        return self._start_telling(source, path, changes, sorted(peers - {self._shards.me}))
+
+    def _start_telling(
+        self, source: str, path: str, changes: Changes, peers: Sequence[str]
+    ) -> asyncio.Future[None]:
+        directory = directory_key(source, path)
+        self.changes.touch(directory)
+        change = change_of(source, path, changes)
+        work = quietly(self._tell(directory, change, peers))
+        return self._tasks.create_task(work, name=f"tell of {path}")
+
+    async def _tell(self, directory: bytes, change: Change, peers: Sequence[str]) -> None:
+        # A mount that hears of it looks into the tables at once: they must say it by then.
+        await self._entries.flushed()
+        self.changes.add(directory, change)
+        if told := self._herald.tell(peers, change):
+            await asyncio.wait(told)
+
+    def _give_copy(self, spot: Spot, about: Attributes | None, asked_s: float) -> None:
+        """Have the second owner keep what this one, the first, has learned."""
+        peer = self._shards.successor(spot.directory)
+        if peer is None:
             return
-        mounts = set(below)
+        if peer not in self._to_keep:
+            self._to_keep[peer] = {}
+            work = quietly(self._give_copies(peer))
+            self._tasks.create_task(work, name=f"copies to {peer}")
+        if len(self._to_keep[peer]) < KEEP_QUEUED_MAX:
+            self._to_keep[peer][spot.path] = Kept(spot.path, about, asked_s)
+
+    async def _give_copies(self, peer: str) -> None:
+        queued = self._to_keep[peer]
         try:
-            async for page in place.store.scan(place.path):
-                yield [entry for entry in page if entry.name not in mounts]
-        except NotFound:
-            if not below:
-                raise
-        if below:
-            yield [DirectoryEntry(name, DIRECTORY) for name in below]
+            await asyncio.sleep(0.01)
+            while queued:
+                paths = list(queued)[:KEPT_TOGETHER]
+                now_s = self._clock()
+                taken = [queued.pop(path) for path in paths]
+                kept = tuple(Kept(k.path, k.attributes, now_s - k.age_s) for k in taken)
+                await self._shards.keep(peer, KeepRequest(self._shards.me, kept))
+        finally:
+            del self._to_keep[peer]
 
-    def close(self) -> None:
-        """Close the files of all listings."""
-        for _, _, listing in self._listings.values():
-            listing.retire()
-        self._listings.clear()
+    # Look-ups that come one after the other
 
-
-def _reply(place: Place, about: Attributes) -> StatReply:
-    file = None if about.is_directory else place.version(about)
-    return StatReply(about, file, fresh_s=place.settings.max_age_s)
+    def _count_miss(self, spot: Spot) -> None:
+        """Begin to bring the listing of a directory in which name after name is looked up."""
+        now_s = self._clock()
+        if now_s - self._window_s > WINDOW_S:
+            self._misses.clear()
+            self._window_s = now_s
+        directory = spot.path.rpartition("/")[0]
+        self._misses[directory] += 1
+        is_believed = spot.place.settings.max_age_s > 0 and bool(spot.name)
+        if self._misses[directory] == MISSES_BEFORE and is_believed:
+            self._listings.bring(directory)

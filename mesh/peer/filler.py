@@ -21,8 +21,9 @@ from mesh.clock import Clock, monotonic_s
 from mesh.errors import BlockCorrupt, NotFound, Stale, StoreFull, UnderStoreUnavailable
 from mesh.metrics import LOCAL, PEER, UNDER_STORE, Metrics
 from mesh.peer.flight import HEARTBEAT, Flights, Landing
+from mesh.store.block_writer import BlockWriter
 from mesh.store.eviction import Rank
-from mesh.store.store import BlockStore, BlockWriter
+from mesh.store.store import BlockStore
 from mesh.understore.table import attributes_of
 from mesh.understore.understore import UnderStore
 from mesh.wire.channels import HEARTBEAT_S
@@ -194,6 +195,10 @@ class BlockFiller:
         """
         if self._fill_budget.is_half_spent() or await self._store.holds(file, index):
             return False
+        return await self.copy(file, index, holder)
+
+    async def copy(self, file: FileVersion, index: int, holder: str) -> bool:
+        """Copy a block that is not here from a holder; False if that fails."""
         try:
             async with (
                 self._fill_budget.lend(file.length_bytes(index)),

@@ -139,12 +139,21 @@ class Flights:
         *,
         first_piece: int = 0,
     ) -> Landing:
-        """Return the load of that block that is under way, or begin one."""
+        """Return the load of that block that is under way, or begin one.
+
+        `Unavailable` while this peer stops.
+        """
         key = file.key(index)
         landing = self._landings.get(key)
         if landing is None:
-            landing = self._landings[key] = Landing(file, index, first_piece)
-            self._tasks.create_task(self._fly(key, landing, load), name=f"load {key}")
+            landing = Landing(file, index, first_piece)
+            flight = self._fly(key, landing, load)
+            try:
+                self._tasks.create_task(flight, name=f"load {key}")
+            except RuntimeError as error:  # the tasks are being ended
+                flight.close()
+                raise Unavailable(f"no load of {key} begins: the peer stops") from error
+            self._landings[key] = landing
         return landing
 
     async def _fly(

@@ -1,104 +1,317 @@
-"""Listings of directories, kept on disk while they are being read.
+"""Listings of directories: made by an owner, copied by those who ask for them.
 
-A directory may have millions of entries, so a listing is never a list in memory:
-pages go into an unlinked file as they come, and readers take them from there. A
-listing that failed half-way fails its readers, and is not kept.
+A listing is the entries of its directory in the tables (`store.entries`), so it is never a
+list in memory, and it can be gone on with at any peer that has it, after any name. It
+shows nothing before it is whole, and nothing of a scan that failed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from typing import Protocol
 
-import msgspec
 import structlog
 
-from mesh.blocks import Attributes, DirectoryEntry
-from mesh.errors import ListingGone, MeshError, Unavailable
+from mesh.blocks import DIRECTORY, Attributes
+from mesh.clock import Clock
+from mesh.errors import (
+    MeshError,
+    NotADirectory,
+    NotFound,
+    Unavailable,
+    UnderStoreUnavailable,
+)
+from mesh.metrics import Metrics
+from mesh.peer.changes import ChangeLog, heard
+from mesh.peer.once import Once, quietly
+from mesh.peer.shards import Shards
+from mesh.store.entries import directory_key
+from mesh.store.entry_store import Changes, EntryStore, age_s
+from mesh.understore.table import MountTable, Place
+from mesh.wire.messages import KeepRequest, ListReply, ListRequest
+from mesh.wire.pages import EMPTY, packed, unpacked
 
 log = structlog.get_logger()
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(list[tuple[bytes, Attributes]])
+PAGE_ENTRIES = 1000
+PENDING_S = 5.0
+"""A listing that takes longer to make is answered with "ask again": every wait has an end."""
+
+COPIED_MAX = 65_536
+"""Longer listings are passed on page by page, and not kept by who does not own them."""
+
+BROUGHT_MAX = 16_384
+"""A listing that nobody asked for is given up when it is longer."""
 
 
-class Listing:
-    """One listing of one directory, being made or whole."""
+class Crier(Protocol):
+    """Who tells others what has changed."""
 
-    def __init__(self, directory: Path, number: int) -> None:
-        self.number = number
-        self.is_whole = False
-        self.error: MeshError | None = None
-        self._file = tempfile.TemporaryFile(dir=directory, prefix="listing-")  # noqa: SIM115
-        self._end_bytes = 0
-        self._pages: list[tuple[int, int, int]] = []  # first entry, offset, size
-        self._entry_count = 0
-        self._grown = asyncio.Condition()
-        self._is_retired = False
+    changes: ChangeLog
 
-    async def fill(self, pages: AsyncIterator[list[DirectoryEntry]]) -> None:
-        """Take the pages of the under-store; an error is for the readers."""
+    def note(self, source: str, path: str, changes: Changes) -> None: ...
+
+    def tell(self, source: str, path: str, changes: Changes) -> asyncio.Future[None] | None: ...
+
+    def heed(self, directory: bytes, peer: str, for_s: float) -> None: ...
+
+
+class _TooLong(Exception):
+    """A listing that nobody asked for is not worth it."""
+
+
+class Listings:
+    """The listings of one peer."""
+
+    def __init__(
+        self,
+        crier: Crier,
+        table: MountTable,
+        entries: EntryStore,
+        shards: Shards,
+        tasks: asyncio.TaskGroup,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self._crier = crier
+        self._table = table
+        self._entries = entries
+        self._shards = shards
+        self._tasks = tasks
+        self._metrics = metrics
+        self._clock = clock
+        self._scans: Once[bytes, None] = Once(tasks)
+        self._copies: Once[bytes, None] = Once(tasks)
+        self._bringing: set[str] = set()
+
+    async def page(self, path: str, after: str, *, refresh: bool = False) -> ListReply:
+        """Return a page for this host; one that is pending is to be asked for again."""
         try:
-            async for page in pages:
-                data = await asyncio.to_thread(_encoded, page)
-                await asyncio.to_thread(os.pwrite, self._file.fileno(), data, self._end_bytes)
-                async with self._grown:
-                    self._pages.append((self._entry_count, self._end_bytes, len(data)))
-                    self._end_bytes += len(data)
-                    self._entry_count += len(page)
-                    self._grown.notify_all()
-            self.is_whole = True
-        except MeshError as error:
-            self.error = error
-        except Exception as error:  # a bug of ours, or a full disk: no reason to end the peer
-            log.exception("listing failed")
-            self.error = Unavailable(f"listing failed: {error}")
-        finally:
-            if not self.is_whole and self.error is None:
-                self.error = ListingGone("listing ended: the peer stops")
-            async with self._grown:
-                self._grown.notify_all()
-            if self._is_retired:
-                self._file.close()
+            place = self._table.place(path)
+        except NotFound:
+            return self._between_mounts(path, after)
+        return self._with_mounts(path, after, await self._find(path, place, after, refresh=refresh))
 
-    async def page(self, start: int) -> tuple[tuple[DirectoryEntry, ...], bool]:
-        """Return the entries from *start* to the end of their page, and whether they are the last.
+    async def serve(self, path: str, request: ListRequest) -> ListReply:
+        """Return a page to a peer that asks this one as an owner."""
+        place = self._table.place(path)
+        directory = _key(place)
+        self._crier.heed(directory, request.asker, place.settings.max_age_s)
+        if request.is_ahead and not self._is_fresh(place, ""):
+            self.bring(path)
+            return ListReply(EMPTY, is_last=False, is_pending=True)
+        return await self._served(path, place, request.after, refresh=request.refresh)
 
-        Waits until they have come; raises what the under-store raised.
-        """
-        async with self._grown:
-            await self._grown.wait_for(
-                lambda: self._entry_count > start or self.is_whole or self.error is not None
+    def bring(self, path: str) -> None:
+        """Begin to make or copy a listing that nobody waits for."""
+        if path not in self._bringing:
+            self._bringing.add(path)
+            self._tasks.create_task(quietly(self._bring(path)), name=f"bring {path}")
+
+    def copy_later(self, path: str, peer: str) -> None:
+        """Begin to copy a listing from its first owner, however long it is."""
+        with suppress(NotFound):
+            place = self._table.place(path)
+            work = quietly(self._copy_from(path, place, peer))
+            self._tasks.create_task(work, name=f"copy {path}")
+
+    # What is here
+
+    def _is_fresh(self, place: Place, after: str) -> bool:
+        """Whether the listing here may be shown: for long enough if it is gone on with."""
+        listed_s = self._entries.listed_s(_key(place))
+        if after:
+            return listed_s is not None
+        return age_s(listed_s, self._clock()) < place.settings.max_age_s
+
+    async def _kept(self, place: Place, after: str, *, is_stale: bool = False) -> ListReply:
+        """Return a page of the whole listing that is here."""
+        directory = _key(place)
+        tables = self._entries.tables
+        found, is_last = await asyncio.to_thread(tables.after, directory, after, PAGE_ENTRIES)
+        about = tables.directory(directory)
+        known_s = age_s(tables.listed_s(directory), self._clock())
+        return ListReply(
+            packed(found),
+            is_last,
+            entry_count=0 if about is None else about.entry_count,
+            fresh_s=0.0 if is_stale else max(0.0, place.settings.max_age_s - known_s),
+            age_s=min(known_s, 1e9),
+            is_stale=is_stale,
+        )
+
+    def _between_mounts(self, path: str, after: str) -> ListReply:
+        below = self._table.names_below(path)
+        if path and not below:
+            raise NotFound(f"{path}: no such directory")
+        names = sorted(name for name in below if name > after)
+        return ListReply(packed((name, DIRECTORY) for name in names), is_last=True)
+
+    def _with_mounts(self, path: str, after: str, reply: ListReply) -> ListReply:
+        if reply.is_pending or not self._table.names_below(path):
+            return reply
+        page = self._table.with_mounts(
+            path, unpacked(reply.page), after=after, is_last=reply.is_last
+        )
+        return ListReply(
+            packed(page),
+            reply.is_last,
+            reply.entry_count,
+            reply.fresh_s,
+            reply.age_s,
+            reply.is_stale,
+        )
+
+    # For this host: from the owners
+
+    async def _find(self, path: str, place: Place, after: str, *, refresh: bool) -> ListReply:
+        if not refresh and self._is_fresh(place, after):
+            return await self._kept(place, after)
+        nearer = self._shards.nearer(_key(place))
+        if nearer:
+            with suppress(Unavailable):
+                return await self._from_owner(nearer, path, place, after, refresh=refresh)
+        try:
+            return await self._served(path, place, after, refresh=refresh)
+        except UnderStoreUnavailable:
+            farther = self._shards.farther(_key(place))
+            if not farther:
+                raise
+            return await self._ask(farther, path, after, refresh=refresh)
+
+    async def _ask(
+        self, peers: Sequence[str], path: str, after: str, *, refresh: bool, is_ahead: bool = False
+    ) -> ListReply:
+        request = ListRequest(path, after, self._shards.me, refresh, is_ahead)
+        return await self._shards.first(peers, lambda peer: self._shards.page(peer, request))
+
+    async def _from_owner(
+        self, peers: Sequence[str], path: str, place: Place, after: str, *, refresh: bool
+    ) -> ListReply:
+        directory = _key(place)
+        if after and self._copies.is_running(directory):
+            with suppress(MeshError):
+                await self._copies.do(directory, _nothing)
+            if self._is_fresh(place, after):
+                return await self._kept(place, after)
+        began = self._crier.changes.last
+        reply = await self._ask(peers, path, after, refresh=refresh)
+        is_worth_it = not (after or reply.is_pending or reply.is_stale) and reply.fresh_s > 0
+        if is_worth_it and reply.entry_count <= COPIED_MAX:
+            copy = self._copies.do(directory, lambda: self._copy(path, place, peers, reply, began))
+            if reply.is_last:
+                with suppress(MeshError):
+                    await copy
+            else:
+                self._tasks.create_task(quietly(copy), name=f"copy {path}")
+        return reply
+
+    async def _copy(
+        self, path: str, place: Place, peers: Sequence[str], first: ListReply, began: int
+    ) -> None:
+        """Keep what the owners list, from its first page on."""
+        scan = await self._entries.begin_scan(
+            place.settings.url, place.path, self._clock() - first.age_s
+        )
+        reply = first
+        while True:
+            page = unpacked(reply.page)
+            await self._entries.add_page(scan, page)
+            if reply.is_last:
+                break
+            after = page[-1][0] if page else ""
+            reply = await self._ask(peers, path, after, refresh=False)
+        if not self._crier.changes.is_touched(scan.directory, began):
+            changes = await self._entries.end_scan(scan)
+            self._crier.note(place.settings.url, place.path, changes)
+
+    async def _copy_from(self, path: str, place: Place, peer: str) -> None:
+        began = self._crier.changes.last
+        first = await self._ask([peer], path, "", refresh=False)
+        if not first.is_pending:
+            await self._copies.do(
+                _key(place), lambda: self._copy(path, place, [peer], first, began)
             )
-        if self.error is not None:
-            raise self.error
-        for first, offset_bytes, size_bytes in reversed(self._pages):
-            if first <= start:
-                try:
-                    fd = self._file.fileno()
-                    data = await asyncio.to_thread(os.pread, fd, size_bytes, offset_bytes)
-                except (ValueError, OSError) as error:
-                    raise ListingGone(f"listing {self.number} is not kept any more") from error
-                entries = _decoded(data)[start - first :]
-                is_last = self.is_whole and start + len(entries) == self._entry_count
-                return entries, is_last
-        return (), True
 
-    def retire(self) -> None:
-        """Give the disk space back, as soon as nothing is written to it any more."""
-        self._is_retired = True
-        if self.is_whole or self.error is not None:
-            self._file.close()
+    # As an owner: from the under-store
+
+    async def _served(self, path: str, place: Place, after: str, *, refresh: bool) -> ListReply:
+        if not refresh and self._is_fresh(place, after):
+            return await self._kept(place, after)
+        anew = refresh or not place.settings.max_age_s
+        try:
+            async with asyncio.timeout(PENDING_S):
+                await self._scans.do(_key(place), lambda: self._scan(path, place), anew=anew)
+        except TimeoutError:
+            return ListReply(EMPTY, is_last=False, is_pending=True)
+        except UnderStoreUnavailable as error:
+            if self._entries.listed_s(_key(place)) is None:
+                raise
+            log.warning("stale listing", path=path, reason=str(error))
+            self._metrics.catalog_requests.labels("stale").inc()
+            return await self._kept(place, after, is_stale=True)
+        return await self._kept(place, after)
+
+    async def _scan(self, path: str, place: Place, *, entries_max: int | None = None) -> None:
+        """Make the listing anew; its first owner has the second one copy it."""
+        source, directory = place.settings.url, _key(place)
+        self._metrics.catalog_requests.labels("listed").inc()
+        scan = await self._entries.begin_scan(source, place.path, self._clock())
+        count = 0
+        try:
+            async for page in self._pages(path, place):
+                await self._entries.add_page(scan, page)
+                count += len(page)
+                if entries_max is not None and count > entries_max:
+                    raise _TooLong
+        except (NotFound, NotADirectory):
+            if self._entries.listed_s(directory) is not None:
+                await self._entries.forget(directory)
+                self._crier.tell(source, place.path, Changes(is_all=True, is_listing=True))
+            raise
+        told = self._crier.tell(source, place.path, await self._entries.end_scan(scan))
+        if (peer := self._shards.successor(directory)) is not None:
+            work = self._give_copy(path, peer, told)
+            self._tasks.create_task(quietly(work), name=f"second copy of {path}")
+
+    async def _give_copy(self, path: str, peer: str, told: asyncio.Future[None] | None) -> None:
+        await heard(told)  # or what is copied would be doubted at once
+        await self._shards.keep(peer, KeepRequest(self._shards.me, directories=(path,)))
+
+    async def _pages(self, path: str, place: Place) -> AsyncIterator[list[tuple[str, Attributes]]]:
+        try:
+            async for page in place.store.scan(place.path):
+                yield [(entry.name, entry.attributes) for entry in page]
+        except NotFound:
+            if not self._table.names_below(path):
+                raise
+
+    async def _bring(self, path: str) -> None:
+        try:
+            place = self._table.place(path)
+            if self._is_fresh(place, "") or self._scans.is_running(_key(place)):
+                return
+            nearer = self._shards.nearer(_key(place))
+            if not nearer:
+                await self._scan(path, place, entries_max=BROUGHT_MAX)
+                return
+            began = self._crier.changes.last
+            reply = await self._ask(nearer, path, "", refresh=False, is_ahead=True)
+            if not reply.is_pending and reply.fresh_s > 0 and reply.entry_count <= COPIED_MAX:
+                await self._copies.do(
+                    _key(place), lambda: self._copy(path, place, nearer, reply, began)
+                )
+        except _TooLong:
+            log.debug("listing not brought: it is too long", path=path)
+        finally:
+            self._bringing.discard(path)
 
 
-def _encoded(page: list[DirectoryEntry]) -> bytes:
-    return _encoder.encode([(os.fsencode(entry.name), entry.attributes) for entry in page])
+def _key(place: Place) -> bytes:
+    return directory_key(place.settings.url, place.path)
 
 
-def _decoded(data: bytes) -> tuple[DirectoryEntry, ...]:
-    return tuple(
-        DirectoryEntry(os.fsdecode(name), attributes) for name, attributes in _decoder.decode(data)
-    )
+async def _nothing() -> None:
+    return

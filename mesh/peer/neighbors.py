@@ -145,7 +145,7 @@ class RingNeighbors:
         for name in {m.name for m in before.members} - {m.name for m in after.members}:
             self.health.forget(name)
 
-    def owners(self, key: BlockKey) -> list[str]:
+    def owners(self, key: BlockKey | bytes) -> list[str]:
         """Return who should be asked, nearest first; who can't help is last, or left out."""
         now_s = self._clock()
         wanted = OWNERS + 1
@@ -176,7 +176,7 @@ class RingNeighbors:
     def is_me(self, peer: str) -> bool:
         return peer == self.me
 
-    def owns(self, key: BlockKey) -> bool:
+    def owns(self, key: BlockKey | bytes) -> bool:
         return self.me in self.ring.owners(key, copies=OWNERS)
 
     def is_primary(self, key: BlockKey) -> bool:
@@ -360,6 +360,38 @@ class RingNeighbors:
         """Return a page of the versions that *peer* has blocks of."""
         request = InventoryRequest(after)
         return await self._control.call(self._address(peer), INVENTORY, request, timeout_s=5.0)
+
+    # Directories
+
+    async def ask(self, peer: str, method: Method[Q, A], request: Q, *, timeout_s: float) -> A:
+        """Return what *peer* answers; raises what it raised, or `PeerUnavailable`."""
+        return await self._control.call(self._address(peer), method, request, timeout_s=timeout_s)
+
+    def note_failure(self, peer: str, error: MeshError) -> None:
+        """Learn from what a peer could not answer."""
+        if isinstance(error, PeerUnavailable):
+            self._note_failure(peer, str(error))
+
+    async def feel(self, peer: str) -> None:
+        """See whether a peer answers at all; leave it alone if not."""
+        try:
+            await self._feel(peer)
+        except MeshError as error:
+            self._note_failure(peer, str(error))
+
+    def former_owners(self, directory: bytes) -> list[str]:
+        """Return who owned a directory before the ring changed; nobody if that is long ago."""
+        now_s = self._clock()
+        if not self.health.is_recent(now_s):
+            return []
+        names = dict.fromkeys(
+            name for ring in self._former for name in ring.owners(directory, copies=OWNERS)
+        )
+        names.update(dict.fromkeys(self.ring.owners(directory, copies=OWNERS)))
+        found = [self.view.find(name) for name in names if name != self.me]
+        return [
+            m.name for m in found if m and m.is_asked and not self.health.is_away(m.name, now_s)
+        ]
 
     # How they are
 

@@ -21,12 +21,14 @@ from mesh.membership.open import MembershipSettings, StaticSettings, membership_
 from mesh.membership.view import VIEW_FILE, Member, peer_id, view_of
 from mesh.metrics import Metrics
 from mesh.peer.catalog import Catalog
+from mesh.peer.keeper import Keeper
 from mesh.peer.neighbors import RingNeighbors
 from mesh.peer.presence import Presence
 from mesh.peer.reader import BlockReader
 from mesh.peer.repair import Repair
 from mesh.peer.report import Reporter
 from mesh.peer.server import PeerServer, Servicers
+from mesh.peer.shards import Shards
 from mesh.store.store import BlockStore, StoreSettings, open_store
 from mesh.understore.arrow import open_under_store
 from mesh.understore.table import MountTable
@@ -90,6 +92,7 @@ class Peer:
     neighbors: RingNeighbors
     membership: Membership
     metrics: Metrics
+    keeper: Keeper
 
 
 @asynccontextmanager
@@ -150,8 +153,7 @@ async def _running(
     reader = BlockReader(
         store, neighbors, table, tasks, metrics, memory_bytes=settings.memory_bytes // 4
     )
-    catalog = Catalog(table, tasks, metrics, spool=settings.store.directory)
-    stack.callback(catalog.close)
+    catalog = Catalog(table, store.entries, Shards(neighbors, tasks, metrics), tasks, metrics)
     repair = Repair(
         store,
         neighbors,
@@ -164,7 +166,11 @@ async def _running(
     view_path = settings.store.directory / VIEW_FILE
     presence = Presence(membership, neighbors, me, view_path=view_path, moved=repair.due)
     reporter = Reporter(settings.cluster, store, neighbors, metrics)
-    server = PeerServer(Servicers(reader, catalog, reporter), passport)
+    keeper = Keeper(
+        store, reader, neighbors, table, catalog, tasks, directory=settings.store.directory
+    )
+    await keeper.load()
+    server = PeerServer(Servicers(reader, catalog, reporter), passport, keeper.handlers())
     stack.push_async_callback(membership.aclose)
     stack.push_async_callback(server.aclose)
     await _listen(server, settings)
@@ -179,8 +185,9 @@ async def _running(
     stack.push_async_callback(membership.leave)
     await _enter(settings, membership, presence, store, tasks)
     stack.push_async_callback(presence.drain, for_s=settings.drain_s)
+    keeper.start()
     await server.ready()
-    return Peer(reader, catalog, store, neighbors, membership, metrics)
+    return Peer(reader, catalog, store, neighbors, membership, metrics, keeper)
 
 
 async def _enter(

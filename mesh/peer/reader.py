@@ -29,7 +29,8 @@ from mesh.errors import MeshError, NotFound, StoreFull, UnderStoreUnavailable
 from mesh.metrics import LOCAL, PEER, UNDER_STORE, Metrics
 from mesh.peer.filler import BlockFiller, Neighbors, UnderStores, checked
 from mesh.peer.flight import Flights, Landing
-from mesh.store.store import BlockStore, BlockWriter
+from mesh.store.block_writer import BlockWriter
+from mesh.store.store import BlockStore
 from mesh.wire.channels import HEARTBEAT_S
 from mesh.wire.messages import FetchReply
 
@@ -109,9 +110,29 @@ class BlockReader(BlockFiller):
         if not await self._store.holds(file, index):
             self._reads.board(file, index, self._find)
 
+    async def bring(self, file: FileVersion, index: int, *, holder: str = "") -> str:
+        """Have a block kept here that nobody reads yet; return where it came from.
+
+        From *holder*, if one is named and has it. Raises `StoreFull` when it can't be kept.
+        """
+        key = checked(file, index)
+        if await self._store.holds(file, index):
+            return LOCAL
+        if holder and await self.copy(file, index, holder):
+            return PEER
+        landing = self._reads.board(file, index, self._found)
+        await landing.wait_end()
+        if not await self._store.holds(file, index):
+            raise StoreFull(f"block {key} can't be kept here")
+        return landing.origin
+
     # A read: owners in order, then the under-store
 
     async def _find(self, landing: Landing) -> None:
+        await self._found(landing)
+        self._count_read(landing.origin, landing.file.length_bytes(landing.index))
+
+    async def _found(self, landing: Landing) -> None:
         file, index = landing.file, landing.index
         key = file.key(index)
         owners = self._neighbors.owners(key)
@@ -121,7 +142,6 @@ class BlockReader(BlockFiller):
                 writer = await stack.enter_async_context(self._store.writing(file, index))
                 if await self._served(landing, writer, others):
                     await writer.commit(rank=self._neighbors.rank(key))
-                    self._count_read(PEER, file.length_bytes(index))
                     return
             try:
                 await self._follow_fill(landing)
@@ -141,7 +161,6 @@ class BlockReader(BlockFiller):
             if not await self._served(landing, writer, after):
                 return False
             await writer.commit(rank=self._neighbors.rank(file.key(index)))
-            self._count_read(PEER, file.length_bytes(index))
             return True
 
     async def _served(self, landing: Landing, writer: BlockWriter, peers: Sequence[str]) -> bool:
@@ -166,10 +185,9 @@ class BlockReader(BlockFiller):
                 landing.origin = fill.origin
                 landing.land(piece, fill.inode)
         await fill.wait_end()
-        length_bytes = file.length_bytes(index)
-        self._count_read(fill.origin, length_bytes)
+        landing.origin = fill.origin
         if fill.origin == UNDER_STORE and not self._neighbors.owns(file.key(index)):
-            self._metrics.bypass_bytes.inc(length_bytes)
+            self._metrics.bypass_bytes.inc(file.length_bytes(index))
 
     def _count_read(self, source: str, length_bytes: int) -> None:
         self._metrics.read_blocks.labels(source).inc()

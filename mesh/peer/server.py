@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -20,11 +20,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from mesh.blocks import Span
 from mesh.clock import monotonic_s
 from mesh.errors import MeshError
+from mesh.peer.care import Handler
 from mesh.peer.catalog import Catalog
 from mesh.peer.flight import HEARTBEAT
 from mesh.peer.reader import BlockReader
 from mesh.peer.report import Reporter
 from mesh.wire.basics import Method, status_of
+from mesh.wire.catalog import INVALIDATE, KEEP, LIST, LOOKUP, REFRESH, STAT, WATCH
 from mesh.wire.channels import HEARTBEAT_S, SERVER_OPTIONS
 from mesh.wire.codec import (
     DESCRIBE,
@@ -32,14 +34,12 @@ from mesh.wire.codec import (
     HELD,
     HELLO,
     INVENTORY,
-    LIST,
     LOCATE,
     MEMBERS,
     OVERVIEW,
     PEEK,
     REPORT,
     SERVE,
-    STAT,
 )
 from mesh.wire.local import LocalServer, mount_socket
 from mesh.wire.messages import (
@@ -50,19 +50,27 @@ from mesh.wire.messages import (
     HeldReply,
     HeldRequest,
     HelloReply,
+    InvalidateRequest,
     InventoryReply,
     InventoryRequest,
+    KeepRequest,
     ListReply,
     ListRequest,
     LocateRequest,
     Location,
+    LookupReply,
+    LookupRequest,
     MembersReply,
     MountReport,
     Nothing,
     Overview,
     Piece,
+    RefreshReply,
+    RefreshRequest,
     StatReply,
     StatRequest,
+    WatchReply,
+    WatchRequest,
 )
 from mesh.wire.passport import EPOCH, Passport, words_of
 
@@ -130,7 +138,25 @@ class Servicers:
         return await self._catalog.stat(request.path, refresh=request.refresh)
 
     async def list_directory(self, request: ListRequest) -> ListReply:
-        return await self._catalog.page(request.path, request.listing, request.start)
+        return await self._catalog.list_directory(request)
+
+    async def lookup(self, request: LookupRequest) -> LookupReply:
+        return await self._catalog.lookup(request)
+
+    async def invalidate(self, request: InvalidateRequest) -> Nothing:
+        await self._catalog.invalidate(request)
+        return Nothing()
+
+    async def keep(self, request: KeepRequest) -> Nothing:
+        await self._catalog.keep(request)
+        return Nothing()
+
+    async def refresh(self, request: RefreshRequest) -> RefreshReply:
+        path, is_recursive = request.path, request.is_recursive
+        return RefreshReply(await self._catalog.refresh(path, is_recursive=is_recursive))
+
+    async def watch(self, request: WatchRequest) -> WatchReply:
+        return await self._catalog.watch(request.since)
 
     async def fetch(self, request: FetchRequest) -> FetchReply:
         if request.is_ahead:
@@ -164,7 +190,10 @@ class Servicers:
 class PeerServer:
     """The gRPC servers of one peer."""
 
-    def __init__(self, servicers: Servicers, passport: Passport) -> None:
+    def __init__(
+        self, servicers: Servicers, passport: Passport, more: Sequence[Handler] = ()
+    ) -> None:
+        """Serve what *servicers* does, and *more*."""
         self._border = Border(passport)
         self._health = health.aio.HealthServicer()
         neighbors: list[tuple[Method[Any, Any], Any]] = [
@@ -176,6 +205,9 @@ class PeerServer:
             _unary(self._border, MEMBERS, servicers.members),
             _unary(self._border, STAT, servicers.stat),
             _unary(self._border, LIST, servicers.list_directory),
+            _unary(self._border, LOOKUP, servicers.lookup),
+            _unary(self._border, INVALIDATE, servicers.invalidate),
+            _unary(self._border, KEEP, servicers.keep),
             _unary(self._border, DESCRIBE, servicers.describe),
         ]
         self._neighbor_methods = neighbors
@@ -183,7 +215,13 @@ class PeerServer:
             *neighbors,
             _unary(self._border, OVERVIEW, servicers.overview),
             _unary(self._border, LOCATE, servicers.locate),
+            _unary(self._border, REFRESH, servicers.refresh),
         ]
+        for method, call, is_for_host_only in more:
+            handler = _unary(self._border, method, call)
+            self._host_methods.append(handler)
+            if not is_for_host_only:
+                self._neighbor_methods.append(handler)
         self._servers: list[grpc.aio.Server] = []
         self._local = LocalServer(
             [
@@ -191,6 +229,7 @@ class PeerServer:
                 (STAT, servicers.stat),
                 (LIST, servicers.list_directory),
                 (REPORT, servicers.report),
+                (WATCH, servicers.watch),
             ]
         )
 

@@ -314,7 +314,14 @@ def open_index(directory: Path) -> Index:
 
 def read_index(directory: Path) -> Index:
     """Open the tables for reading in another process than the peer's."""
-    env = lmdb.open(str(directory), readonly=True, max_dbs=8, max_readers=512, max_spare_txns=0)
+    env = lmdb.open(
+        str(directory),
+        readonly=True,
+        map_size=MAP_BYTES,  # or what the peer adds later would be beyond this map
+        max_dbs=8,
+        max_readers=512,
+        max_spare_txns=0,
+    )
     return Index(env, writable=False)
 
 

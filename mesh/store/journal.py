@@ -6,6 +6,8 @@ A second LMDB environment, small and durable (every commit is synced).
     identity   JSON: schema, cluster, peer id
     boot       JSON: number of this start, and whether the last stop was clean
 
+`notes` has two tables of its own here.
+
 `claim` takes a data directory or says in one line why it can't, and changes
 nothing before it is sure.
 """
@@ -33,6 +35,7 @@ FREE_BYTES_MIN = 64 * MIB
 """Under this a node cannot keep even its tables."""
 
 MAP_BYTES = 1024 * MIB
+TABLES_MAX = 8
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -160,7 +163,9 @@ def _check_identity(directory: Path, cluster: str, peer_id: UUID | None) -> UUID
 def _take(directory: Path, lock_fd: int, identity: Identity) -> Claim:
     journal = directory / "journal"
     journal.mkdir(mode=0o700, exist_ok=True)
-    env = lmdb.open(str(journal), map_size=MAP_BYTES, mode=0o600, max_spare_txns=0)
+    env = lmdb.open(
+        str(journal), map_size=MAP_BYTES, mode=0o600, max_spare_txns=0, max_dbs=TABLES_MAX
+    )
     env.reader_check()
     with env.begin(write=True) as txn:
         value = txn.get(b"boot")

@@ -30,20 +30,27 @@ import lmdb
 import structlog
 from crc32c import crc32c
 
-from mesh.blocks import BlockKey, FileVersion, piece_count, piece_range
+from mesh.blocks import BlockKey, FileVersion, piece_range
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import BlockCorrupt, NotFound, StoreFull
 from mesh.metrics import Metrics
-from mesh.store.eviction import Candidate, Rank, Room, victims
+from mesh.store.block_writer import BlockWriter
+from mesh.store.entries import Entries
+from mesh.store.entry_store import EntryStore
+from mesh.store.eviction import Candidate, Room, victims
 from mesh.store.extents import Extents
 from mesh.store.index import BlockRecord, FileRecord, Index, Writer, grain_crcs, open_index
 from mesh.store.journal import Claim, claim
+from mesh.store.notes import Notes
 
 log = structlog.get_logger()
 
 DISK_THREADS = 8
 DROPPED_TOGETHER = 256
 TOUCHED_MAX = 4096
+PINS_IN_THE_WAY_S = 1.0
+"""So long nothing more is evicted after pins left too little to evict."""
+
 T = TypeVar("T")
 
 
@@ -82,6 +89,14 @@ class BlockStore:
         self.block_count, self.used_bytes = index.usage()
         self._settings = settings
         self._writer = Writer(index.env)
+        self.entries = EntryStore(Entries(index.env, writable=True), self._writer, clock)
+        self.jobs = Notes(taken.env, b"jobs", threads)
+        self.pins = Notes(taken.env, b"pins", threads)
+        self.is_pinned: Callable[[FileRecord], bool] = lambda record: False
+        """Asked in a thread; what it says yes to is not evicted."""
+
+        self._met_pinned = self._told_pinned = False
+        self._pins_until_s = 0.0
         self._threads = threads
         self._metrics = metrics
         self._clock = clock
@@ -309,8 +324,9 @@ class BlockStore:
         now_s = self._clock()
         self._leases = {key: until for key, until in self._leases.items() if until > now_s}
         excess_bytes = self.room().excess_bytes()
-        if not excess_bytes:
+        if not excess_bytes or now_s < self._pins_until_s:
             return
+        self._met_pinned = False
         leased = self._leases.keys()
         chosen = victims(self._oldest_first, excess_bytes, leased=leased)
         while batch := await self._in_thread(lambda: list(islice(chosen, DROPPED_TOGETHER))):
@@ -318,10 +334,22 @@ class BlockStore:
             self._metrics.evicted_blocks.inc(len(batch))
             self._metrics.evicted_bytes.inc(dropped_bytes)
             log.info("evicted", blocks=len(batch), size_bytes=dropped_bytes)
+            excess_bytes -= dropped_bytes
+        if excess_bytes > 0 and self._met_pinned:
+            self._note_pins_in_the_way()
+
+    def _note_pins_in_the_way(self) -> None:
+        self._pins_until_s = self._clock() + PINS_IN_THE_WAY_S
+        if not self._told_pinned:
+            self._told_pinned = True
+            log.warning("pins leave too little to evict", mend="unpin, or more store.capacity")
 
     def _oldest_first(self) -> Iterator[Candidate]:
-        for version, _ in sorted(self.index.files(), key=lambda item: item[1].used_s):
+        for version, about in sorted(self.index.files(), key=lambda item: item[1].used_s):
             if version in self._writing:
+                continue
+            if self.is_pinned(about):
+                self._met_pinned = True
                 continue
             for index, record in self.index.blocks(version):
                 yield Candidate(BlockKey(version, index), record.length_bytes, record.rank)
@@ -376,6 +404,7 @@ class BlockStore:
         if self._unended:
             await asyncio.wait(self._unended)
         self.write_down_use()
+        self.entries.flush()
         await asyncio.get_running_loop().run_in_executor(None, self._writer.close)
         self.index.env.close()
 
@@ -392,45 +421,6 @@ class BlockStore:
 
     async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *args))
-
-
-class BlockWriter:
-    """One block on its way into the store; lent by `BlockStore.writing`."""
-
-    def __init__(self, store: BlockStore, file: FileVersion, index: int) -> None:
-        self._store = store
-        self._file = file
-        self._index = index
-        self._crcs: dict[int, int] = {}
-        self._grains: dict[int, bytes] = {}
-        self._inline = b""
-        self.inode = 0
-        """Of the extent file, known once a piece is written; 0 for an inline version."""
-
-    async def write(self, piece: int, data: bytes | memoryview, crc: int) -> None:
-        """Put a piece whose CRC-32C the caller has checked or computed."""
-        self._crcs[piece] = crc
-        if self._file.is_inline:
-            self._inline = bytes(data)
-        else:
-            self.inode, self._grains[piece] = await self._store.write_extent(
-                self._file, self._index, piece, data
-            )
-
-    async def commit(self, *, rank: Rank) -> None:
-        """Say that the block is here, whole; every piece must have been written."""
-        length_bytes = self._file.length_bytes(self._index)
-        assert len(self._crcs) == piece_count(length_bytes)
-        record = BlockRecord(
-            length_bytes=length_bytes,
-            flags=rank,
-            stamp=self._store.new_stamp(),
-            inode=self.inode,
-            crcs=tuple(crc for _, crc in sorted(self._crcs.items())),
-            grains=b"".join(crcs for _, crcs in sorted(self._grains.items())),
-        )
-        inline = self._inline if self._file.is_inline else None
-        await self._store.put_record(self._file, self._index, record, inline)
 
 
 @asynccontextmanager

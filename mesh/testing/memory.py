@@ -74,6 +74,9 @@ class MemoryUnderStore:
 
     async def stat(self, path: str) -> Attributes:
         self.stats += 1
+        return self._about(path)
+
+    def _about(self, path: str) -> Attributes:
         self._check()
         if path in self.files:
             return Attributes(
@@ -100,7 +103,7 @@ class MemoryUnderStore:
         for start in range(0, len(names), PAGE_ENTRIES):
             self._check()
             page = names[start : start + PAGE_ENTRIES]
-            yield [DirectoryEntry(name, await self.stat(prefix + name)) for name in page]
+            yield [DirectoryEntry(name, self._about(prefix + name)) for name in page]
 
     async def read(
         self, path: str, stat: Attributes, offset_bytes: int, size_bytes: int

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mesh.blocks import Attributes, FileVersion, version_of
+from mesh.blocks import DIRECTORY, Attributes, FileVersion, version_of
 from mesh.errors import NotFound
 from mesh.understore.understore import UnderStore, UnderStoreSettings
 
@@ -56,6 +56,29 @@ class MountTable:
         except KeyError:
             raise NotFound(f"{file.source} is not in this peer's mount table") from None
 
+    def paths_of(self, source: str, path: str) -> list[str]:
+        """Return where in the mesh a path of an under-store appears."""
+        mounts = [parts for parts, settings in self._mounts.items() if settings.url == source]
+        found = ["/".join((*parts, *_parts(path))) for parts in mounts]
+        return [each for each in found if self.place(each).path == path]
+
+    def with_mounts(
+        self, path: str, page: Sequence[tuple[str, Attributes]], *, after: str, is_last: bool
+    ) -> list[tuple[str, Attributes]]:
+        """Return a page of the directory *path*, entries by name, with the mounts that lie in it.
+
+        The page is what comes after the name *after*.
+        """
+        below = self.names_below(path)
+        if not below:
+            return list(page)
+        hidden = set(below)
+        end = page[-1][0] if page else after
+        mounts = [(n, DIRECTORY) for n in below if name_bytes(n) > name_bytes(after)]
+        here = [each for each in mounts if is_last or name_bytes(each[0]) <= name_bytes(end)]
+        shown = [each for each in page if each[0] not in hidden]
+        return sorted(shown + here, key=lambda each: name_bytes(each[0]))
+
     def names_below(self, path: str) -> list[str]:
         """Return the names in the directory *path* that lead to mounts further down."""
         parts = _parts(path)
@@ -63,6 +86,11 @@ class MountTable:
             mount[len(parts)] for mount in self._mounts if mount[: len(parts)] == parts != mount
         }
         return sorted(below)
+
+
+def name_bytes(name: str) -> bytes:
+    """Return what names are ordered by."""
+    return name.encode("utf-8", "surrogateescape")
 
 
 def attributes_of(file: FileVersion) -> Attributes:

@@ -10,17 +10,16 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
-from mesh.blocks import DirectoryEntry
+from mesh.blocks import FileVersion
 from mesh.wire import messages as m
 from mesh.wire.basics import (
     Method,
-    attributes_of,
-    attributes_to,
     file_of,
     file_to,
     path_bytes,
     path_text,
 )
+from mesh.wire.catalog import stat_reply_of, stat_reply_to
 from mesh.wire.gen import mesh_pb2 as pb
 
 
@@ -98,54 +97,6 @@ def bitmap_of(indexes: Iterable[int]) -> bytes:
 
 def indexes_of(bitmap: bytes) -> frozenset[int]:
     return frozenset(i for i in range(len(bitmap) * 8) if bitmap[i // 8] >> i % 8 & 1)
-
-
-def _encode_stat_reply(value: m.StatReply) -> bytes:
-    return _stat_reply(value).SerializeToString()
-
-
-def _stat_reply(value: m.StatReply) -> pb.StatReply:
-    return pb.StatReply(
-        attributes=attributes_to(value.attributes),
-        file=None if value.file is None else file_to(value.file),
-        is_stale=value.is_stale,
-        fresh_s=value.fresh_s,
-    )
-
-
-def _stat_reply_of(value: pb.StatReply) -> m.StatReply:
-    file = file_of(value.file) if value.HasField("file") else None
-    return m.StatReply(attributes_of(value.attributes), file, value.is_stale, value.fresh_s)
-
-
-def _encode_list_reply(value: m.ListReply) -> bytes:
-    entries = [
-        pb.Entry(name=path_bytes(entry.name), attributes=attributes_to(entry.attributes))
-        for entry in value.entries
-    ]
-    return pb.ListReply(
-        listing=value.listing, entries=entries, is_last=value.is_last
-    ).SerializeToString()
-
-
-def _decode_list_reply(data: bytes) -> m.ListReply:
-    value = pb.ListReply.FromString(data)
-    entries = tuple(
-        DirectoryEntry(path_text(entry.name), attributes_of(entry.attributes))
-        for entry in value.entries
-    )
-    return m.ListReply(value.listing, entries, value.is_last)
-
-
-def _encode_list_request(value: m.ListRequest) -> bytes:
-    return pb.ListRequest(
-        path=path_bytes(value.path), listing=value.listing, start=value.start
-    ).SerializeToString()
-
-
-def _decode_list_request(data: bytes) -> m.ListRequest:
-    value = pb.ListRequest.FromString(data)
-    return m.ListRequest(path_text(value.path), value.listing, value.start)
 
 
 def _encode_fetch_request(value: m.FetchRequest) -> bytes:
@@ -234,7 +185,7 @@ def _decode_overview(data: bytes) -> m.Overview:
 
 def _encode_location(value: m.Location) -> bytes:
     return pb.LocateReply(
-        found=_stat_reply(value.found),
+        found=stat_reply_to(value.found),
         owners=[pb.Owners(peers=peers) for peers in value.owners],
         held={peer: bitmap_of(indexes) for peer, indexes in value.held.items()},
         unreachable=value.unreachable,
@@ -244,7 +195,7 @@ def _encode_location(value: m.Location) -> bytes:
 def _decode_location(data: bytes) -> m.Location:
     value = pb.LocateReply.FromString(data)
     return m.Location(
-        _stat_reply_of(value.found),
+        stat_reply_of(value.found),
         tuple(tuple(owners.peers) for owners in value.owners),
         {peer: indexes_of(bitmap) for peer, bitmap in value.held.items()},
         tuple(value.unreachable),
@@ -260,6 +211,10 @@ def _decode_inventory(data: bytes) -> m.InventoryReply:
     value = pb.InventoryReply.FromString(data)
     stock = tuple((file_of(one.file), indexes_of(one.bitmap)) for one in value.stock)
     return m.InventoryReply(stock, value.is_last)
+
+
+def _files_of(files: Iterable[pb.File]) -> tuple[FileVersion, ...]:
+    return tuple(file_of(file) for file in files)
 
 
 def _encode_nothing(value: m.Nothing) -> bytes:
@@ -320,23 +275,25 @@ MEMBERS: Method[m.Nothing, m.MembersReply] = Method(
     lambda a: pb.MembersReply(view=a.view).SerializeToString(),
     lambda data: m.MembersReply(pb.MembersReply.FromString(data).view),
 )
-STAT: Method[m.StatRequest, m.StatReply] = Method(
-    "mesh.v1.Catalog",
-    "Stat",
-    lambda q: pb.StatRequest(path=path_bytes(q.path), refresh=q.refresh).SerializeToString(),
-    lambda data: m.StatRequest(
-        path_text(pb.StatRequest.FromString(data).path), pb.StatRequest.FromString(data).refresh
+SERVE_SMALL: Method[m.SmallRequest, m.SmallReply] = Method(
+    "mesh.v1.Blocks",
+    "ServeSmall",
+    lambda q: pb.SmallRequest(files=[file_to(file) for file in q.files]).SerializeToString(),
+    lambda data: m.SmallRequest(_files_of(pb.SmallRequest.FromString(data).files)),
+    lambda a: pb.SmallReply(
+        files=[pb.SmallFile(crc32c=crc, data=content) for crc, content in a.files]
+    ).SerializeToString(),
+    lambda data: m.SmallReply(
+        tuple((file.crc32c, file.data) for file in pb.SmallReply.FromString(data).files)
     ),
-    _encode_stat_reply,
-    lambda data: _stat_reply_of(pb.StatReply.FromString(data)),
 )
-LIST: Method[m.ListRequest, m.ListReply] = Method(
-    "mesh.v1.Catalog",
-    "List",
-    _encode_list_request,
-    _decode_list_request,
-    _encode_list_reply,
-    _decode_list_reply,
+GATHER: Method[m.GatherRequest, m.GatherReply] = Method(
+    "mesh.v1.Local",
+    "Gather",
+    lambda q: pb.GatherRequest(files=[file_to(file) for file in q.files]).SerializeToString(),
+    lambda data: m.GatherRequest(_files_of(pb.GatherRequest.FromString(data).files)),
+    lambda a: pb.GatherReply(here=a.here).SerializeToString(),
+    lambda data: m.GatherReply(pb.GatherReply.FromString(data).here),
 )
 FETCH: Method[m.FetchRequest, m.FetchReply] = Method(
     "mesh.v1.Local",

@@ -23,7 +23,8 @@ import structlog
 from mesh.blocks import MIB
 from mesh.errors import MeshError, PeerUnavailable
 from mesh.wire.basics import Method, error_named, named
-from mesh.wire.codec import FETCH, LIST, REPORT, STAT
+from mesh.wire.catalog import LIST, STAT, WATCH
+from mesh.wire.codec import FETCH, REPORT
 
 log = structlog.get_logger()
 
@@ -31,7 +32,7 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 Handler = tuple[Method[Any, Any], Callable[[Any], Awaitable[Any]]]
 
-METHODS: list[Method[Any, Any]] = [FETCH, STAT, LIST, REPORT]
+METHODS: list[Method[Any, Any]] = [FETCH, STAT, LIST, REPORT, WATCH]
 """By code. New ones go to the end."""
 
 PING = 255

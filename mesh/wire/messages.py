@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mesh.blocks import Attributes, DirectoryEntry, FileVersion
+from mesh.blocks import Attributes, FileVersion
+from mesh.errors import MeshError
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +76,120 @@ class StatReply:
 
     is_stale: bool = False
     fresh_s: float = 0.0
+    age_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class ListRequest:
     path: str
-    listing: int = 0
-    start: int = 0
+    after: str = ""
+    """The last name of the page before; "" begins."""
+
+    asker: str = ""
+    refresh: bool = False
+    is_ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ListReply:
-    listing: int
-    entries: tuple[DirectoryEntry, ...]
+    page: bytes
+    """Entries by name, as `wire.pages` packs them."""
+
     is_last: bool
+    entry_count: int = 0
+    fresh_s: float = 0.0
+    age_s: float = 0.0
+    is_stale: bool = False
+    is_pending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LookupRequest:
+    paths: tuple[str, ...]
+    asker: str
+    refresh: bool = False
+    only_known: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LookupReply:
+    answers: tuple[StatReply | MeshError | None, ...]
+    """None: not known, or not in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is not as it was in one directory."""
+
+    source: str
+    path: str
+    """Of the directory, below the source."""
+
+    names: tuple[str, ...] = ()
+    is_all: bool = False
+    is_listing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidateRequest:
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    path: str
+    attributes: Attributes | None
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class KeepRequest:
+    asker: str
+    kept: tuple[Kept, ...] = ()
+    directories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshRequest:
+    path: str
+    is_recursive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshReply:
+    looked_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class WatchRequest:
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
+class WatchReply:
+    last: int
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SmallRequest:
+    files: tuple[FileVersion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SmallReply:
+    files: tuple[tuple[int, bytes], ...]
+    """CRC-32C and bytes; no bytes for one that is not to be had like this."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatherRequest:
+    files: tuple[FileVersion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GatherReply:
+    here: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,9 @@ from mesh.cli.info import Run, path_in_mesh, runs
 from mesh.cli.local_cluster import LocalCluster, local_cluster
 from mesh.cli.stats import rates_between
 from mesh.metrics import LOCAL, PEER, UNDER_STORE
+from mesh.wire.catalog import STAT
 from mesh.wire.channels import Channels
-from mesh.wire.codec import SERVE, STAT
+from mesh.wire.codec import SERVE
 from mesh.wire.messages import BlockRequest, Description, Location, Overview, StatReply, StatRequest
 
 NAMES = ("one", "two", "three")

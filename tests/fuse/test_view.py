@@ -18,9 +18,10 @@ from mesh.errors import IsADirectory, MeshError, NotFound, Stale, UnderStoreUnav
 from mesh.fuse.errnos import errno_for
 from mesh.fuse.nodes import ROOT
 from mesh.fuse.view import XATTRS, View
+from mesh.store.entries import directory_key
 from mesh.testing.clock import ManualClock
 from mesh.testing.cluster import running_cluster
-from mesh.testing.memory import MemoryUnderStore
+from mesh.testing.memory import SOURCE, MemoryUnderStore
 from mesh.understore.understore import PAGE_ENTRIES
 
 DATA = Random(3).randbytes(2 * MIB)
@@ -105,7 +106,7 @@ async def test_numbers_are_the_same_in_two_mounts(tmp_path: Path) -> None:
         one, two = View(a), View(b)
         for path in ("dir/sub", "dir", ""):  # one of them has listed everything before
             async for page in a.scan(path):
-                for entry in page:
+                for entry in page.entries:
                     one.note_listed(entry, f"{path}/{entry.name}".lstrip("/"))
         here = [await walk(one, path) for path in paths]
         there = [await walk(two, path) for path in reversed(paths)]
@@ -349,7 +350,7 @@ async def test_a_listing_goes_on_when_its_peer_has_dropped_it(tmp_path: Path) ->
         view = View(client)
         handle = view.open_directory(await walk(view, "big"))
         names = await listed(view, handle, 0, at_most=300)
-        cluster.peers["a"].catalog.close()
+        await cluster.peers["a"].store.entries.forget(directory_key(SOURCE, "big"))
         names += await listed(view, handle, 300)
         assert names == NAMES
         view.release_directory(handle)
@@ -360,7 +361,8 @@ async def test_what_a_listing_shows_is_what_a_look_up_finds(tmp_path: Path) -> N
         handle = view.open_directory(ROOT)
         nodes = {}
         async for _, entry, path in view.entries(handle, 0):
-            nodes[entry.name] = view.note_listed(entry, path)
+            fresh_s = view.listed_for_s(handle)
+            nodes[entry.name] = view.note_listed(entry, path, fresh_s=fresh_s)
         view.release_directory(handle)
         assert nodes.keys() == {"dir", "top"}
         for name, node in nodes.items():
@@ -377,7 +379,7 @@ async def test_a_listing_leaves_an_open_file_alone(tmp_path: Path) -> None:
         handle = await view.open(number)
         under_store.write("top", b"longer")
         (page,) = [page async for page in client.scan("")]
-        (entry,) = [entry for entry in page if entry.name == "top"]
+        (entry,) = [entry for entry in page.entries if entry.name == "top"]
         assert view.note_listed(entry, "top") is view.nodes.node(number)
         view.release(handle)
         assert view.note_listed(entry, "top") is not view.nodes.node(number)
@@ -394,7 +396,7 @@ class Untagged(MemoryUnderStore):
 async def test_a_file_that_was_only_listed_can_be_opened(tmp_path: Path) -> None:
     async with mounted(tmp_path, Untagged(origin().files), max_age_s=60) as (view, client):
         (page,) = [page async for page in client.scan("dir/sub")]
-        node = view.note_listed(page[0], "dir/sub/f")
+        node = view.note_listed(page.entries[0], "dir/sub/f")
         assert node.file is None
         handle = await view.open(node.number)
         assert await read(view, handle) == DATA
@@ -409,15 +411,16 @@ async def test_extended_attributes_say_version_and_how_much_is_here(tmp_path: Pa
     async with mounted(tmp_path, under_store) as (view, _):
         number = await walk(view, "dir/sub/f")
         version = under_store.version("dir/sub/f", block_bytes=MIB).id.hex()
-        before = [await view.xattr(number, name) for name in XATTRS]
+        before = [await view.xattr(number, name) for name in XATTRS[:3]]
         assert before == [version, "0/2", "0"]
+        assert 0 <= float(await view.xattr(number, "user.mesh.age") or "nothing") < 60
         handle = await view.open(number)
         assert await read(view, handle) == DATA
         # And once more, so that the blocks are whole: the wanted pieces came first.
         assert await read(view, handle) == DATA
         view.release(handle)
         under_store.go_away()
-        after = [await view.xattr(number, name) for name in XATTRS]
+        after = [await view.xattr(number, name) for name in XATTRS[:3]]
         assert after == [version, "2/2", "1"]
 
 

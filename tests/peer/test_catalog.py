@@ -7,27 +7,46 @@ import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NoReturn
 from unittest.mock import ANY
 
 import pytest
 
-from mesh.blocks import DirectoryEntry
-from mesh.errors import ListingGone, NotADirectory, NotFound, Refused, UnderStoreUnavailable
+from mesh.blocks import DIRECTORY, DirectoryEntry
+from mesh.errors import (
+    NotADirectory,
+    NotFound,
+    PeerUnavailable,
+    Refused,
+    UnderStoreUnavailable,
+)
+from mesh.membership.view import Member, view_of
 from mesh.metrics import Metrics, by_label
-from mesh.peer.catalog import DIRECTORY, LISTING_FRESH_S, LISTINGS_MAX, NEGATIVE_S, Catalog
+from mesh.peer.catalog import AWAY_S, Catalog
+from mesh.peer.listings import BROUGHT_MAX, PAGE_ENTRIES
+from mesh.peer.neighbors import RingNeighbors
+from mesh.peer.shards import Shards
+from mesh.store.entries import NEGATIVE_S, Entries, boot_digest, directory_key
+from mesh.store.entry_store import EntryStore
+from mesh.store.index import Writer, open_index
 from mesh.testing.clock import ManualClock
 from mesh.testing.memory import SOURCE, MemoryUnderStore
 from mesh.understore.table import MountTable
-from mesh.understore.understore import PAGE_ENTRIES, UnderStore, UnderStoreSettings
+from mesh.understore.understore import UnderStore, UnderStoreSettings
+from mesh.wire.pages import entries_of
 
 MODEL = "datasets/model"
+ME = Member("one", "127.0.0.1:1", id="one")
 
 
 class Desk:
     """A catalog over under-stores in memory, and the time."""
 
-    def __init__(self, catalog: Catalog, clock: ManualClock, metrics: Metrics) -> None:
+    def __init__(
+        self, catalog: Catalog, entries: EntryStore, clock: ManualClock, metrics: Metrics
+    ) -> None:
         self.catalog = catalog
+        self.entries = entries
         self.clock = clock
         self.metrics = metrics
 
@@ -36,14 +55,7 @@ class Desk:
         return by_label(self.metrics.catalog_requests, "answer")
 
     async def list_all(self, path: str) -> list[DirectoryEntry]:
-        entries: list[DirectoryEntry] = []
-        listing, is_last = 0, False
-        while not is_last:
-            reply = await self.catalog.page(path, listing, len(entries))
-            assert listing in (0, reply.listing)
-            listing, is_last = reply.listing, reply.is_last
-            entries.extend(reply.entries)
-        return entries
+        return [entry async for page in self.catalog.scan(path) for entry in page]
 
     async def names(self, path: str) -> list[str]:
         return [entry.name for entry in await self.list_all(path)]
@@ -51,20 +63,37 @@ class Desk:
 
 @asynccontextmanager
 async def desk(
-    spool: Path, stores: Mapping[str, UnderStore], *, max_age_s: float = 60.0
+    root: Path, stores: Mapping[str, UnderStore], *, max_age_s: float = 60.0
 ) -> AsyncIterator[Desk]:
-    """Have one under-store at each path of the mesh."""
+    """Have one under-store at each path of the mesh, and tables in *root*."""
     mounts = {
         path: UnderStoreSettings(url=f"{SOURCE}{path}", max_age_s=max_age_s) for path in stores
     }
     table = MountTable(mounts, {f"{SOURCE}{path}": store for path, store in stores.items()})
     clock, metrics = ManualClock(), Metrics()
-    async with asyncio.TaskGroup() as tasks:
-        catalog = Catalog(table, tasks, metrics, spool=spool, clock=clock)
-        try:
-            yield Desk(catalog, clock, metrics)
-        finally:
-            catalog.close()
+    index = open_index(root)
+    writer = Writer(index.env)
+    entries = EntryStore(Entries(index.env, writable=True), writer, clock)
+    neighbors = RingNeighbors(view_of([ME]), ME.name, MemoryNetwork(), clock=clock)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            shards = Shards(neighbors, tasks, metrics)
+            catalog = Catalog(table, entries, shards, tasks, metrics, clock=clock)
+            yield Desk(catalog, entries, clock, metrics)
+    finally:
+        entries.flush()
+        writer.close()
+        index.env.close()
+
+
+class MemoryNetwork:
+    """Nobody is there."""
+
+    async def call(self, address: str, *_: object, **__: object) -> NoReturn:
+        raise PeerUnavailable(address, "nobody is there")
+
+    def pieces(self, address: str, *_: object) -> NoReturn:
+        raise PeerUnavailable(address, "nobody is there")
 
 
 def origin(**files: bytes) -> MemoryUnderStore:
@@ -136,7 +165,7 @@ async def test_a_path_is_the_same_however_it_is_written(tmp_path: Path, way: str
 
 
 @pytest.mark.parametrize("max_age_s", [60.0, math.inf])
-async def test_that_a_path_is_nothing_is_believed_for_a_second(
+async def test_that_a_path_is_nothing_is_believed_for_a_moment(
     tmp_path: Path, max_age_s: float
 ) -> None:
     store = origin()
@@ -225,6 +254,7 @@ async def test_while_the_under_store_is_away_the_last_answer_is_marked_stale(
         assert (stale.file, stale.is_stale, stale.fresh_s) == (known.file, True, 0)
         assert d.answers["stale"] == 1
         store.come_back()
+        d.clock.advance(AWAY_S)
         fresh = await d.catalog.stat(MODEL)
         assert (fresh.is_stale, fresh.fresh_s) == (False, 60)
 
@@ -252,15 +282,15 @@ def many(count: int) -> MemoryUnderStore:
 async def test_a_big_directory_comes_in_pages_of_one_listing(tmp_path: Path) -> None:
     store = many(2500)
     async with desk(tmp_path, {"/": store}) as d:
-        first = await d.catalog.page("big", 0, 0)
-        assert (len(first.entries), first.is_last) == (PAGE_ENTRIES, False)
+        first = await d.catalog.page("big")
+        assert (len(entries_of(first.page)), first.is_last) == (PAGE_ENTRIES, False)
         entries = await d.list_all("/big/")
         assert [entry.name for entry in entries] == [f"{number:04}" for number in range(2500)]
         assert [entry.attributes.size_bytes for entry in entries[:4]] == [0, 1, 2, 0]
-        middle = await d.catalog.page("big", first.listing, 1500)
-        assert [entry.name for entry in middle.entries] == [f"{n:04}" for n in range(1500, 2000)]
-        after = await d.catalog.page("big", first.listing, 2500)
-        assert (after.entries, after.is_last) == ((), True)
+        middle = await d.catalog.page("big", "1499")
+        assert [e.name for e in entries_of(middle.page)] == [f"{n:04}" for n in range(1500, 2500)]
+        after = await d.catalog.page("big", "2499")
+        assert (entries_of(after.page), after.is_last) == ((), True)
         assert store.listings == 1
 
 
@@ -273,37 +303,110 @@ async def test_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
 async def test_an_empty_directory_has_one_empty_page(tmp_path: Path) -> None:
     store = MemoryUnderStore()
     async with desk(tmp_path, {"/": store}) as d:
-        assert await d.catalog.page("", 0, 0) == await d.catalog.page("", 0, 0)
+        assert await d.catalog.page("") == await d.catalog.page("")
         assert await d.list_all("") == []
 
 
 async def test_those_who_begin_together_share_a_listing(tmp_path: Path) -> None:
     store = many(2500)
     async with desk(tmp_path, {"/": store}) as d:
-        pages = await asyncio.gather(*(d.catalog.page("big", 0, 0) for _ in range(50)))
-        assert {page.listing for page in pages} == {pages[0].listing}
+        pages = await asyncio.gather(*(d.catalog.page("big") for _ in range(50)))
+        assert {page.page for page in pages} == {pages[0].page}
         assert store.listings == 1
 
 
-async def test_a_new_file_is_seen_by_the_next_ls_whatever_max_age_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("max_age_s", "after_s"), [(60.0, 60.0), (0.0, 0.0)])
+async def test_what_came_and_what_went_is_seen_when_max_age_is_over(
+    tmp_path: Path, max_age_s: float, after_s: float
+) -> None:
     store = many(3)
-    async with desk(tmp_path, {"/": store}, max_age_s=math.inf) as d:
-        await d.names("big")
+    async with desk(tmp_path, {"/": store}, max_age_s=max_age_s) as d:
+        assert await d.names("big") == ["0000", "0001", "0002"]
         store.write("big/new", b"")
-        d.clock.advance(LISTING_FRESH_S)
-        assert "new" in await d.names("big")
+        store.remove("big/0001")
+        if after_s:
+            d.clock.advance(after_s / 2)
+            assert await d.names("big") == ["0000", "0001", "0002"]
+        d.clock.advance(after_s / 2)
+        assert await d.names("big") == ["0000", "0002", "new"]
+
+
+async def test_a_name_that_was_looked_up_is_listed_as_it_was_found(tmp_path: Path) -> None:
+    """A look-up knows it better than a listing that is older."""
+    store = many(3)
+    async with desk(tmp_path, {"/": store}) as d:
+        await d.names("big")
+        store.write("big/0001", b"12345")
+        store.write("big/new", b"1")
+        store.remove("big/0002")
+        d.clock.advance(1)
+        for name in ("0001", "new"):
+            await d.catalog.stat(f"big/{name}", refresh=True)
+        with pytest.raises(NotFound):
+            await d.catalog.stat("big/0002", refresh=True)
+        listed = {e.name: e.attributes.size_bytes for e in await d.list_all("big")}
+        assert listed == {"0000": 0, "0001": 5, "new": 1}
+        assert store.listings == 1
+
+
+async def test_a_listing_answers_the_look_ups_after_it(tmp_path: Path) -> None:
+    store = many(100)
+    async with desk(tmp_path, {"/": store}) as d:
+        await d.names("big")
+        for number in range(100):
+            found = await d.catalog.stat(f"big/{number:04}")
+            assert found.attributes.size_bytes == number % 3
+        assert store.stats == 0
+
+
+async def test_look_ups_one_after_the_other_bring_the_listing(tmp_path: Path) -> None:
+    store = many(1000)
+    async with desk(tmp_path, {"/": store}) as d:
+        for number in range(8):
+            await d.catalog.stat(f"big/{number:04}")
+        while d.entries.listed_s(directory_key(f"{SOURCE}/", "big")) is None:
+            await asyncio.sleep(0.01)
+        for number in range(1000):
+            await d.catalog.stat(f"big/{number:04}")
+        assert (store.listings, store.stats) == (1, 8)
+
+
+class Paged(MemoryUnderStore):
+    """Says how far a scan of it came."""
+
+    pages = 0
+    is_over = False
+
+    async def scan(self, path: str) -> AsyncIterator[list[DirectoryEntry]]:
+        try:
+            async for page in super().scan(path):
+                self.pages += 1
+                yield page
+        finally:
+            self.is_over = True
+
+
+async def test_a_listing_that_nobody_asked_for_is_given_up_when_it_is_long(tmp_path: Path) -> None:
+    store = Paged(many(BROUGHT_MAX + 2000).files)
+    async with desk(tmp_path, {"/": store}) as d:
+        for number in range(8):
+            await d.catalog.stat(f"big/{number:04}")
+        while not store.is_over:
+            await asyncio.sleep(0.01)
+        assert store.pages == BROUGHT_MAX // 1000 + 1
+        assert len(await d.names("big")) == BROUGHT_MAX + 2000
 
 
 async def test_a_reader_goes_on_in_an_old_listing(tmp_path: Path) -> None:
-    """Whoever takes an hour over a listing must not get half of two."""
+    """Whoever takes an hour over a listing goes on after the name that he had."""
     store = many(2500)
     async with desk(tmp_path, {"/": store}) as d:
-        first = await d.catalog.page("big", 0, 0)
+        first = entries_of((await d.catalog.page("big")).page)
         store.remove("big/0000")
         d.clock.advance(3600)
-        assert len(await d.names("big")) == 2499
-        second = await d.catalog.page("big", first.listing, PAGE_ENTRIES)
-        assert second.entries[0].name == "1000"
+        second = await d.catalog.page("big", first[-1].name)
+        assert entries_of(second.page)[0].name == "1000"
+        assert store.listings == 1
 
 
 class HalfWay(MemoryUnderStore):
@@ -327,15 +430,65 @@ async def test_a_listing_that_fails_half_way_raises_and_is_not_kept(tmp_path: Pa
         assert len(await d.list_all("big")) == 2500
 
 
-async def test_a_listing_that_is_not_kept_any_more_is_gone(tmp_path: Path) -> None:
-    files = {f"{number}/file": b"" for number in range(LISTINGS_MAX + 1)}
-    async with desk(tmp_path, {"/": MemoryUnderStore(files)}) as d:
-        with pytest.raises(ListingGone):
-            await d.catalog.page("0", 17, 0)
-        pages = [await d.catalog.page(f"{n}", 0, 0) for n in range(LISTINGS_MAX + 1)]
-        with pytest.raises(ListingGone):
-            await d.catalog.page("0", pages[0].listing, 1)
-        assert await d.catalog.page("1", pages[1].listing, 0) == pages[1]
+async def test_while_the_under_store_is_away_the_last_listing_is_marked_stale(
+    tmp_path: Path,
+) -> None:
+    store = many(3)
+    async with desk(tmp_path, {"/": store}) as d:
+        await d.names("big")
+        store.go_away()
+        d.clock.advance(3600)
+        stale = await d.catalog.page("big")
+        assert (len(entries_of(stale.page)), stale.is_stale, stale.fresh_s) == (3, True, 0)
+        store.come_back()
+        assert not (await d.catalog.page("big")).is_stale
+
+
+async def test_a_directory_that_was_removed_has_no_listing(tmp_path: Path) -> None:
+    store = many(3)
+    async with desk(tmp_path, {"/": store}) as d:
+        await d.names("big")
+        store.files.clear()
+        d.clock.advance(60)
+        with pytest.raises(NotFound):
+            await d.names("big")
+        store.go_away()
+        with pytest.raises(UnderStoreUnavailable):
+            await d.names("big")
+
+
+async def test_what_is_known_survives_a_restart_of_the_peer(tmp_path: Path) -> None:
+    store = many(2500)
+    async with desk(tmp_path, {"/": store}) as d:
+        before = await d.list_all("big")
+        await d.catalog.stat("big")
+    async with desk(tmp_path, {"/": store}) as d:
+        assert await d.list_all("big") == before
+        await d.catalog.stat("big")
+        assert (store.listings, store.stats) == (1, 1)
+
+
+async def test_after_a_boot_of_the_host_it_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock began anew: nobody knows how old it is. But it is there if all else fails."""
+    store = many(3)
+    async with desk(tmp_path, {"/": store}) as d:
+        await d.names("big")
+    boot = tmp_path / "boot_id"
+    boot.write_text("another one")
+    monkeypatch.setattr("mesh.store.entries.BOOT_ID", boot)
+    boot_digest.cache_clear()
+    try:
+        async with desk(tmp_path, {"/": store}) as d:
+            store.go_away()
+            assert (await d.catalog.page("big")).is_stale
+            assert (await d.catalog.stat("big/0001")).is_stale
+            store.come_back()
+            assert not (await d.catalog.page("big")).is_stale
+            assert store.listings == 3
+    finally:
+        boot_digest.cache_clear()
 
 
 async def test_a_file_is_listed_as_itself_and_has_no_listing(tmp_path: Path) -> None:
@@ -354,16 +507,6 @@ async def test_a_listing_of_nothing_is_not_found(tmp_path: Path) -> None:
             await d.list_all("nothing")
         store.write("nothing/file", b"")
         assert await d.names("nothing") == ["file"]
-
-
-def paths_in(directory: Path) -> list[Path]:
-    return list(directory.iterdir())
-
-
-async def test_spools_give_their_disk_space_back(tmp_path: Path) -> None:
-    async with desk(tmp_path, {"/": many(1001)}) as d:
-        await d.names("big")
-        assert paths_in(tmp_path) == []
 
 
 async def test_a_bug_in_a_listing_ends_no_peer(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ async def test_all_peers_are_down(tmp_path: Path) -> None:
         async with cluster.client("a") as client:
             assert await read_path(client) == DATA
             assert total(client.metrics.read_blocks, source=UNDER_STORE) == BLOCK_COUNT
-            entries = [entry.name async for page in client.scan("models") for entry in page]
+            entries = [e.name async for page in client.scan("models") for e in page.entries]
             assert entries == ["weights.bin"]
             with pytest.raises(NotFound):
                 await client.open("models/nothing")

@@ -215,11 +215,12 @@ def fills(peers: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:
     return sum(p["fills"] for p in peers.values()), sum(p["fill_bytes"] for p in peers.values())
 
 
-def rss_bytes(pid: int) -> int:
+def rss_bytes(pid: int, field: str = "VmRSS") -> int:
+    """Return what a process has in memory; of it RssAnon is what no file backs."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
-    raise AssertionError(f"no VmRSS of {pid}")
+    raise AssertionError(f"no {field} of {pid}")
 
 
 def run_python(code: str, *words: str, timeout_s: float = 100) -> str:

@@ -28,14 +28,14 @@ def test_a_directory_of_100_000_entries(tmp_path: Path) -> None:
         view = hosts.mount("one")
         peer, mount = hosts.daemons["one"].pid, hosts.views[view].pid
         (view / "many" / "sample-000000").stat()
-        before = rss_bytes(peer), rss_bytes(mount)
+        before = [rss_bytes(pid, "RssAnon") for pid in (peer, mount)]
         listed = subprocess.run(
             ["ls", "-U", str(view / "many")], capture_output=True, timeout=100, check=True
         ).stdout.split()
         assert len(listed) == ENTRIES
         assert len(set(listed)) == ENTRIES
-        after = rss_bytes(peer), rss_bytes(mount)
-        # The peer keeps pages, not entries: less than 100 bytes for each of them.
+        after = [rss_bytes(pid, "RssAnon") for pid in (peer, mount)]
+        # The peer keeps them in LMDB: less than 100 bytes of memory for each of them.
         assert after[0] - before[0] < 10 * MIB
         # The mount keeps what the kernel holds references to: path, number, attributes.
         assert after[1] - before[1] < ENTRIES * 1024

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mesh import errors
 from mesh.blocks import Attributes, DirectoryEntry, FileVersion, version_of
-from mesh.wire import basics, codec
+from mesh.wire import basics, catalog, codec, pages
 from mesh.wire import messages as m
 from mesh.wire.gen import mesh_pb2 as pb
 
@@ -57,14 +57,42 @@ def test_block_requests(file: FileVersion, index: int, first: int) -> None:
 def test_stat_replies(file: FileVersion, attributes: Attributes, stale: bool) -> None:
     for about in (file, None):
         reply = m.StatReply(attributes, about, is_stale=stale, fresh_s=float("inf"))
-        assert codec.STAT.decode_reply(codec.STAT.encode_reply(reply)) == reply
+        assert catalog.STAT.decode_reply(catalog.STAT.encode_reply(reply)) == reply
 
 
 @given(names=st.lists(paths, max_size=5), attributes=attributes)
 def test_list_replies(names: list[str], attributes: Attributes) -> None:
+    page = pages.packed((name, attributes) for name in names)
+    reply = m.ListReply(page, is_last=True, entry_count=7, fresh_s=float("inf"), age_s=1.5)
+    again = catalog.LIST.decode_reply(catalog.LIST.encode_reply(reply))
+    assert again == reply
     entries = tuple(DirectoryEntry(name, attributes) for name in names)
-    reply = m.ListReply(7, entries, is_last=True)
-    assert codec.LIST.decode_reply(codec.LIST.encode_reply(reply)) == reply
+    assert pages.entries_of(again.page) == entries
+
+
+@given(path=paths, names=st.lists(paths, max_size=3), file=files, attributes=attributes)
+def test_what_owners_are_asked_and_tell(
+    path: str, names: list[str], file: FileVersion, attributes: Attributes
+) -> None:
+    answers = (m.StatReply(attributes, file, age_s=1.5), errors.NotFound("x: no such file"), None)
+    lookup = m.LookupReply(answers)
+    again = catalog.LOOKUP.decode_reply(catalog.LOOKUP.encode_reply(lookup))
+    assert (again.answers[0], again.answers[2]) == (answers[0], None)
+    assert isinstance(again.answers[1], errors.NotFound)
+    change = m.Change("memory://x", path, tuple(names), is_all=True, is_listing=True)
+    kept = (m.Kept(path, attributes, 1.5), m.Kept(path, None, 0.5))
+    requests = [
+        (catalog.LOOKUP, m.LookupRequest(tuple(names), "one", refresh=True, only_known=True)),
+        (catalog.LIST, m.ListRequest(path, "after", "one", refresh=True, is_ahead=True)),
+        (catalog.INVALIDATE, m.InvalidateRequest((change,))),
+        (catalog.KEEP, m.KeepRequest("one", kept, tuple(names))),
+        (catalog.REFRESH, m.RefreshRequest(path, is_recursive=True)),
+        (catalog.WATCH, m.WatchRequest(1 << 60)),
+    ]
+    for method, request in requests:
+        assert method.decode_request(method.encode_request(request)) == request
+    watched = m.WatchReply(1 << 60, (change,))
+    assert catalog.WATCH.decode_reply(catalog.WATCH.encode_reply(watched)) == watched
 
 
 @given(indexes=st.frozensets(st.integers(0, 500)))

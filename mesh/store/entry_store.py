@@ -1,0 +1,292 @@
+"""The catalog's entries that this node keeps: what is written, and what of it is fresh.
+
+What is noted can be read at once, and is committed a moment later, many names at a time.
+Mounts of this host read the same tables (`entries`), so a name that is fresh there costs
+them no call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from math import inf
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from mesh.blocks import Attributes
+from mesh.clock import Clock
+from mesh.store.entries import DirectoryRecord, Entries, EntryRecord, directory_key, is_same
+
+FLUSH_AFTER_S = 0.003
+NOTED_MAX = 1000
+"""Names that wait to be committed; with more they are committed at once."""
+
+SWEPT_TOGETHER = 2000
+FORGOTTEN_TOGETHER = 2000
+CHANGES_MAX = 256
+"""So many changed names are told one by one; more mean that all of a directory changed."""
+
+T = TypeVar("T")
+
+
+class Writing(Protocol):
+    def submit(self, op: Callable[[Any], T]) -> Future[T]: ...
+
+
+@dataclass(slots=True)
+class Changes:
+    """What is different in a directory since it was last known."""
+
+    names: list[str] = field(default_factory=list)
+    is_all: bool = False
+    """There are too many to name."""
+
+    is_listing: bool = False
+    """Names came or went."""
+
+    def add(self, names: Iterable[str]) -> None:
+        if not self.is_all:
+            self.names.extend(names)
+        if len(self.names) > CHANGES_MAX:
+            self.names.clear()
+            self.is_all = True
+
+    def __bool__(self) -> bool:
+        return bool(self.names) or self.is_all or self.is_listing
+
+
+@dataclass(slots=True)
+class Scan:
+    """A scan of a directory that is under way."""
+
+    directory: bytes
+    number: int
+    asked_ms: int
+    generation: int
+    was_listed: bool
+    changes: Changes = field(default_factory=Changes)
+
+
+class EntryStore:
+    """Names and directories in the tables of this node."""
+
+    def __init__(self, entries: Entries, writer: Writing, clock: Clock) -> None:
+        entries.note_boot()
+        self.tables = entries
+        self._generation = entries.generation
+        self._writer = writer
+        self._clock = clock
+        self._noted: dict[tuple[bytes, str], tuple[str, str, EntryRecord]] = {}
+        self._flushing: dict[tuple[bytes, str], tuple[str, str, EntryRecord]] = {}
+        self._flush_due: asyncio.TimerHandle | None = None
+
+    # One name
+
+    def look(self, directory: bytes, name: str) -> tuple[EntryRecord | None, float]:
+        """Return what is known of a name and since when; -inf when it is doubtful."""
+        key = (directory, name)
+        noted = self._noted.get(key) or self._flushing.get(key)
+        if noted is not None:
+            return noted[2], noted[2].asked_ms / 1000
+        return self.tables.entry(directory, name)
+
+    def note(
+        self, source: str, path: str, name: str, about: Attributes | None, asked_s: float
+    ) -> Changes:
+        """Keep what was said of a name in the directory *path*; return what it changes."""
+        directory = directory_key(source, path)
+        old, _ = self.look(directory, name)
+        record = EntryRecord(about, int(asked_s * 1000), self._generation)
+        changes = Changes()
+        if old is not None and not is_same(old.attributes, about):
+            changes.names.append(name)
+            changes.is_listing = (old.attributes is None) is not (about is None)
+        if old is None or old.generation != record.generation or old.asked_ms <= record.asked_ms:
+            self._noted[directory, name] = (source, path, record)
+            if len(self._noted) >= NOTED_MAX:
+                self.flush()
+            elif self._flush_due is None:
+                loop = asyncio.get_running_loop()
+                self._flush_due = loop.call_later(FLUSH_AFTER_S, self.flush)
+        return changes
+
+    async def flushed(self) -> None:
+        """Wait until what was noted is committed: then the mounts of this host see it."""
+        self.flush()
+        await self._write(lambda _: None)
+
+    def flush(self) -> None:
+        """Have what was noted committed."""
+        if self._flush_due is not None:
+            self._flush_due.cancel()
+            self._flush_due = None
+        if not self._noted:
+            return
+        batch, self._noted = self._noted, {}
+        self._flushing |= batch
+        done = asyncio.wrap_future(self._writer.submit(partial(self._put_all, batch=batch)))
+        done.add_done_callback(lambda _: self._flushed(batch))
+
+    def _flushed(self, batch: dict[tuple[bytes, str], tuple[str, str, EntryRecord]]) -> None:
+        for key, value in batch.items():
+            if self._flushing.get(key) is value:
+                del self._flushing[key]
+
+    def _put_all(
+        self, txn: object, batch: dict[tuple[bytes, str], tuple[str, str, EntryRecord]]
+    ) -> None:
+        scans: dict[bytes, int] = {}
+        for (directory, name), (source, path, record) in batch.items():
+            if directory not in scans:
+                scans[directory] = self._known(txn, directory, source, path).last_scan
+            seen = EntryRecord(
+                record.attributes, record.asked_ms, record.generation, scans[directory]
+            )
+            self.tables.put(txn, directory, name, seen)
+
+    def _known(self, txn: object, directory: bytes, source: str, path: str) -> DirectoryRecord:
+        record = self.tables.get_directory(txn, directory)
+        if record is None:
+            record = DirectoryRecord(_bytes(source), _bytes(path), heard_ms=self._now_ms())
+            self.tables.put_directory(txn, directory, record)
+        return record
+
+    # Whole directories
+
+    def listed_s(self, directory: bytes) -> float | None:
+        """Return since when the whole listing is known; None when it is not."""
+        return self.tables.listed_s(directory)
+
+    async def begin_scan(self, source: str, path: str, asked_s: float) -> Scan:
+        """Take the pages of a scan that began then; nothing shows before `end_scan`."""
+        directory = directory_key(source, path)
+
+        def begin(txn: object) -> Scan:
+            old = self._known(txn, directory, source, path)
+            number = old.last_scan + 1
+            self.tables.put_directory(txn, directory, _with(old, last_scan=number))
+            asked_ms = int(asked_s * 1000)
+            return Scan(directory, number, asked_ms, self._generation, old.scan > 0)
+
+        return await self._write(begin)
+
+    async def add_page(self, scan: Scan, page: Sequence[tuple[str, Attributes]]) -> None:
+        """Put a page of a scan; `scan.changes` says what is not as it was known."""
+
+        def put(txn: object) -> tuple[list[str], bool]:
+            changed: list[str] = []
+            came = False
+            for name, about in page:
+                record = EntryRecord(about, scan.asked_ms, scan.generation, scan.number)
+                old = self.tables.put(txn, scan.directory, name, record)
+                if old is None:
+                    came = True
+                elif not is_same(old, about):
+                    changed.append(name)
+            return changed, came
+
+        changed, came = await self._write(put)
+        scan.changes.add(changed)
+        scan.changes.is_listing |= came and scan.was_listed
+
+    async def end_scan(self, scan: Scan) -> Changes:
+        """Make the listing that of this scan, which was whole; return what it has changed."""
+        after: str | None = ""
+        entry_count = 0
+        while after is not None:
+            sweep = partial(
+                self.tables.sweep,
+                directory=scan.directory,
+                name=after,
+                scan=scan.number,
+                count=SWEPT_TOGETHER,
+            )
+            gone, kept, after = await self._write(sweep)
+            entry_count += kept
+            scan.changes.add(gone)
+            scan.changes.is_listing |= bool(gone) and scan.was_listed
+
+        def end(txn: object) -> None:
+            old = self.tables.get_directory(txn, scan.directory)
+            if old is None:
+                return
+            record = _with(
+                old,
+                scan=max(old.scan, scan.number),
+                listed_ms=scan.asked_ms,
+                listed_generation=scan.generation,
+                entry_count=entry_count,
+                heard_ms=self._now_ms(),
+            )
+            self.tables.put_directory(txn, scan.directory, record)
+
+        await self._write(end)
+        return scan.changes
+
+    # Doubt, and forgetting
+
+    async def doubt(self, directory: bytes, changes: Changes) -> None:
+        """Have what has changed elsewhere looked up again, whatever its age."""
+        for name in changes.names:
+            self._noted.pop((directory, name), None)
+            self._flushing.pop((directory, name), None)
+        if changes.is_all:
+            self._noted = {k: v for k, v in self._noted.items() if k[0] != directory}
+            self._flushing = {k: v for k, v in self._flushing.items() if k[0] != directory}
+
+        def doubt(txn: object) -> None:
+            for name in changes.names:
+                self.tables.doubt(txn, directory, name)
+            old = self.tables.get_directory(txn, directory)
+            if old is None:
+                return
+            if changes.is_all:
+                # From the next millisecond on: what was asked in this one may be old.
+                old = _with(old, fresh_from_ms=self._now_ms() + 1)
+            # The listing shows the attributes of names, so it is as doubtful as they are.
+            old = _with(old, listed_generation=0)
+            self.tables.put_directory(txn, directory, old)
+
+        await self._write(doubt)
+
+    async def forget(self, directory: bytes) -> None:
+        """Forget all that is known of a directory."""
+        while not await self._write(
+            partial(self.tables.forget, directory=directory, count=FORGOTTEN_TOGETHER)
+        ):
+            pass
+
+    async def heard(self, directory: bytes) -> None:
+        """Note that a directory was asked for, so that it is not forgotten soon."""
+
+        def note(txn: object) -> None:
+            old = self.tables.get_directory(txn, directory)
+            if old is not None:
+                self.tables.put_directory(txn, directory, _with(old, heard_ms=self._now_ms()))
+
+        await self._write(note)
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    async def _write(self, op: Callable[[Any], T]) -> T:
+        return await asyncio.wrap_future(self._writer.submit(op))
+
+
+def age_s(since_s: float | None, now_s: float) -> float:
+    """Return the age of what is known since then; inf when it is doubtful or not known."""
+    if since_s is None or since_s > now_s:
+        return inf
+    return now_s - since_s
+
+
+def _with(record: DirectoryRecord, **changes: int) -> DirectoryRecord:
+    return msgspec.structs.replace(record, **changes)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
