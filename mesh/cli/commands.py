@@ -13,6 +13,7 @@ from mesh.cli import (
     mount,
     peer,
     pin,
+    refresh,
     ring,
     stats,
     status,
@@ -33,6 +34,7 @@ app.command()(stats.stats)
 app.command()(warmup.warmup)
 app.command()(pin.pin)
 app.command()(pin.unpin)
+app.command()(refresh.refresh)
 app.command()(demo.demo)
 app.command()(keygen.keygen)
 app.add_typer(job.app, name="job")

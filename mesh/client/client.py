@@ -20,6 +20,7 @@ from mesh.blocks import DIRECTORY, MIB, Attributes, DirectoryEntry, FileVersion
 from mesh.client.direct import DirectReader
 from mesh.client.file import MeshFile
 from mesh.client.here import BlocksHere
+from mesh.client.samples import SMALL_BYTES_MAX, Samples
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import (
     IsADirectory,
@@ -39,12 +40,13 @@ from mesh.understore.understore import UnderStore, UnderStoreSettings
 from mesh.wire.basics import Method
 from mesh.wire.catalog import LIST, STAT, WATCH
 from mesh.wire.channels import Channels, TlsSettings
-from mesh.wire.codec import FETCH, MEMBERS, REPORT
+from mesh.wire.codec import FETCH, GATHER, MEMBERS, REPORT
 from mesh.wire.local import SILENT, LocalChannel, mount_socket
 from mesh.wire.messages import (
     Change,
     FetchReply,
     FetchRequest,
+    GatherRequest,
     ListRequest,
     MountReport,
     Nothing,
@@ -148,6 +150,7 @@ class MeshClient:
         """Address of a peer whose view is another than ours."""
 
         self._used: set[bytes] = set()
+        self._samples = Samples(self._following, self._gather, clock)
 
     # Paths
 
@@ -246,7 +249,28 @@ class MeshClient:
 
     def open_version(self, path: str, file: FileVersion) -> MeshFile:
         """Open a version that a look-up has named."""
+        if file.block_count == 1:
+            is_here = self.here.record(file.key(0)) is not None
+            self._samples.opened(plain(path), file, is_here=is_here)
         return MeshFile(self, path, file)
+
+    def _following(self, path: str, count: int) -> list[tuple[str, FileVersion]]:
+        """Return the small files after *path* in its directory that are not here, as far as
+        its listing is."""
+        spot = spot_of(self._table, path)
+        listed_s, page, _ = self.here.listing(spot.directory, spot.name, count)
+        if age_s(listed_s, self._clock()) >= spot.place.settings.max_age_s:
+            return []
+        found = []
+        for name, about in page:
+            if about.tag and 0 < about.size_bytes <= SMALL_BYTES_MAX:
+                file = self._table.place(f"{path.rpartition('/')[0]}/{name}").version(about)
+                if self.here.record(file.key(0)) is None:
+                    found.append((name, file))
+        return found
+
+    async def _gather(self, files: tuple[FileVersion, ...]) -> None:
+        await self._own.call(GATHER, GatherRequest(files), timeout_s=FETCH_TIMEOUT_S)
 
     def is_suspect(self, path: str) -> bool:
         """Whether the next look-up of a path will ask the under-store."""
@@ -339,6 +363,7 @@ class MeshClient:
     # Without the own peer
 
     async def aclose(self) -> None:
+        await self._samples.aclose()
         await self._own.aclose()
         await self.direct.aclose()
         await self._channels.aclose()

@@ -99,14 +99,16 @@ class Care:
     async def holdings(self, request: HoldingsRequest) -> HoldingsReply:
         """Say which blocks of some versions are recorded here."""
         index = self._store.index
-        since = (index.trusted_since() or 0) if request.is_strict else 0
-        found = []
+        since = index.trusted_since() or 0
+        found, doubtful = [], []
         for number, file in enumerate(request.files):
             if number % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
-            kept = (i for i, record in index.blocks(file.id) if record.stamp >= since)
-            found.append(masks.mask_of(kept) & masks.whole(file))
-        return HoldingsReply(tuple(found))
+            blocks = index.blocks(file.id)
+            doubts = (i for i, record in blocks if record.stamp < since)
+            found.append(masks.mask_of(i for i, _ in blocks) & masks.whole(file))
+            doubtful.append(masks.mask_of(doubts) & masks.whole(file))
+        return HoldingsReply(tuple(found), tuple(doubtful))
 
     async def warm(self, request: WarmRequest) -> WarmReply:
         """Bring blocks here; say of each that is not kept why."""

@@ -11,7 +11,7 @@ from mesh.errors import MeshError, PeerUnavailable
 from mesh.peer.care import Care
 from mesh.peer.neighbors import RingNeighbors
 from mesh.wire.basics import Method
-from mesh.wire.care import DROP, HOLDINGS, WARM, HoldingsRequest
+from mesh.wire.care import DROP, HOLDINGS, WARM, HoldingsReply, HoldingsRequest
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -75,12 +75,12 @@ class Crew:
             raise
 
     async def holdings(
-        self, files: Sequence[FileVersion], *, is_strict: bool, copies: int
-    ) -> Mapping[str, tuple[int, ...]]:
+        self, files: Sequence[FileVersion], *, copies: int
+    ) -> Mapping[str, HoldingsReply]:
         """Return which blocks of *files* each peer says it has; who does not answer is left out."""
         live = self.live()
         asked = live if len(live) <= ALL_ASKED_MAX else self._likely(files, copies, live)
-        request = HoldingsRequest(tuple(files), is_strict)
+        request = HoldingsRequest(tuple(files))
         answers = await asyncio.gather(
             *(self.ask(peer, HOLDINGS, request) for peer in asked), return_exceptions=True
         )
@@ -90,7 +90,7 @@ class Crew:
                 continue
             if isinstance(answer, BaseException):
                 raise answer
-            found[peer] = answer.masks
+            found[peer] = answer
         return found
 
     def _likely(self, files: Sequence[FileVersion], copies: int, live: Sequence[str]) -> list[str]:

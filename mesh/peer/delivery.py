@@ -142,27 +142,35 @@ class Delivery:
 
     async def _page(self, page: Sequence[PlannedFile]) -> None:
         files = [planned.version() for planned in page]
-        held = await self._crew.holdings(files, is_strict=True, copies=self._job.replicas)
+        held = await self._crew.holdings(files, copies=self._job.replicas)
+        sure = {peer: reply.sure for peer, reply in held.items()}
         for number, (planned, file) in enumerate(zip(page, files, strict=True)):
-            kept = {peer: _bits(file, found[number]) for peer, found in held.items()}
-            await self._file(planned, file, kept)
+            kept = {peer: _bits(file, reply.masks[number]) for peer, reply in held.items()}
+            good = {peer: _bits(file, found[number]) for peer, found in sure.items()}
+            await self._file(planned, file, kept, good)
 
     async def _file(
-        self, planned: PlannedFile, file: FileVersion, kept: Mapping[str, bytes]
+        self,
+        planned: PlannedFile,
+        file: FileVersion,
+        kept: Mapping[str, bytes],
+        good: Mapping[str, bytes],
     ) -> None:
         live = self._crew.live()
         for index in range(file.block_count):
             if index % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
             byte, bit = index >> 3, 1 << (index & 7)
-            holders = [peer for peer, bits in kept.items() if bits[byte] & bit]
+            sure = [peer for peer, bits in good.items() if bits[byte] & bit]
+            holders = sure or [peer for peer, bits in kept.items() if bits[byte] & bit]
             # One copy anywhere is enough to make those from that people name a peer for.
-            is_enough = holders and self._is_first and self._job.peers
+            is_enough = sure and self._is_first and self._job.peers
             for target in self._targets(file.key(index), live):
-                if target in holders or is_enough:
+                if target in sure or is_enough:
                     self._tally.seen_to_bytes += file.length_bytes(index)
                 else:
-                    await self._add(target, planned, file, index, holders[0] if holders else "")
+                    holder = next((peer for peer in holders if peer != target), "")
+                    await self._add(target, planned, file, index, holder)
 
     def _targets(self, key: BlockKey, live: Sequence[str]) -> Sequence[str]:
         if self._is_bound:

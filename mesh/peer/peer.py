@@ -21,6 +21,7 @@ from mesh.membership.open import MembershipSettings, StaticSettings, membership_
 from mesh.membership.view import VIEW_FILE, Member, peer_id, view_of
 from mesh.metrics import Metrics
 from mesh.peer.catalog import Catalog
+from mesh.peer.gather import Gatherer
 from mesh.peer.keeper import Keeper
 from mesh.peer.neighbors import RingNeighbors
 from mesh.peer.presence import Presence
@@ -154,6 +155,7 @@ async def _running(
         store, neighbors, table, tasks, metrics, memory_bytes=settings.memory_bytes // 4
     )
     catalog = Catalog(table, store.entries, Shards(neighbors, tasks, metrics), tasks, metrics)
+    gatherer = Gatherer(store, neighbors, reader, tasks, metrics)
     repair = Repair(
         store,
         neighbors,
@@ -170,7 +172,7 @@ async def _running(
         store, reader, neighbors, table, catalog, tasks, directory=settings.store.directory
     )
     await keeper.load()
-    server = PeerServer(Servicers(reader, catalog, reporter), passport, keeper.handlers())
+    server = PeerServer(Servicers(reader, gatherer, catalog, reporter), passport, keeper.handlers())
     stack.push_async_callback(membership.aclose)
     stack.push_async_callback(server.aclose)
     await _listen(server, settings)

@@ -113,14 +113,18 @@ class BlockReader(BlockFiller):
     async def bring(self, file: FileVersion, index: int, *, holder: str = "") -> str:
         """Have a block kept here that nobody reads yet; return where it came from.
 
-        From *holder*, if one is named and has it. Raises `StoreFull` when it can't be kept.
+        From *holder* if it has it; with none named, no other peer is known to have it.
+        Raises `StoreFull` when it can't be kept.
         """
         key = checked(file, index)
         if await self._store.holds(file, index):
             return LOCAL
         if holder and await self.copy(file, index, holder):
             return PEER
-        landing = self._reads.board(file, index, self._found)
+        if not holder and self._neighbors.is_me(next(iter(self._neighbors.owners(key)), "")):
+            landing = self._fills.board(file, index, self._fill_new)
+        else:
+            landing = self._reads.board(file, index, self._found)
         await landing.wait_end()
         if not await self._store.holds(file, index):
             raise StoreFull(f"block {key} can't be kept here")

@@ -23,6 +23,7 @@ from mesh.errors import MeshError
 from mesh.peer.care import Handler
 from mesh.peer.catalog import Catalog
 from mesh.peer.flight import HEARTBEAT
+from mesh.peer.gather import Gatherer
 from mesh.peer.reader import BlockReader
 from mesh.peer.report import Reporter
 from mesh.wire.basics import Method, status_of
@@ -31,6 +32,7 @@ from mesh.wire.channels import HEARTBEAT_S, SERVER_OPTIONS
 from mesh.wire.codec import (
     DESCRIBE,
     FETCH,
+    GATHER,
     HELD,
     HELLO,
     INVENTORY,
@@ -40,6 +42,7 @@ from mesh.wire.codec import (
     PEEK,
     REPORT,
     SERVE,
+    SERVE_SMALL,
 )
 from mesh.wire.local import LocalServer, mount_socket
 from mesh.wire.messages import (
@@ -47,6 +50,8 @@ from mesh.wire.messages import (
     Description,
     FetchReply,
     FetchRequest,
+    GatherReply,
+    GatherRequest,
     HeldReply,
     HeldRequest,
     HelloReply,
@@ -67,6 +72,8 @@ from mesh.wire.messages import (
     Piece,
     RefreshReply,
     RefreshRequest,
+    SmallReply,
+    SmallRequest,
     StatReply,
     StatRequest,
     WatchReply,
@@ -90,8 +97,11 @@ A = TypeVar("A")
 class Servicers:
     """What each RPC does."""
 
-    def __init__(self, reader: BlockReader, catalog: Catalog, reporter: Reporter) -> None:
+    def __init__(
+        self, reader: BlockReader, gatherer: Gatherer, catalog: Catalog, reporter: Reporter
+    ) -> None:
         self._reader = reader
+        self._gatherer = gatherer
         self._catalog = catalog
         self._reporter = reporter
         self._sends = asyncio.Semaphore(SENDS_MAX)
@@ -167,6 +177,12 @@ class Servicers:
         span = Span(request.index, request.start_bytes, request.size_bytes)
         return await self._reader.read(request.file, span)
 
+    async def gather(self, request: GatherRequest) -> GatherReply:
+        return await self._gatherer.gather(request)
+
+    async def serve_small(self, request: SmallRequest) -> SmallReply:
+        return await self._gatherer.serve_small(request)
+
     async def report(self, request: MountReport) -> MembersReply:
         self._reporter.take(request)
         return self._reporter.members(unless_epoch=request.epoch)
@@ -200,6 +216,7 @@ class PeerServer:
             _stream(self._border, SERVE, servicers.serve),
             _stream(self._border, PEEK, servicers.peek),
             _unary(self._border, HELD, servicers.held),
+            _unary(self._border, SERVE_SMALL, servicers.serve_small),
             _unary(self._border, INVENTORY, servicers.inventory),
             _unary(self._border, HELLO, servicers.hello),
             _unary(self._border, MEMBERS, servicers.members),
@@ -230,6 +247,7 @@ class PeerServer:
                 (LIST, servicers.list_directory),
                 (REPORT, servicers.report),
                 (WATCH, servicers.watch),
+                (GATHER, servicers.gather),
             ]
         )
 

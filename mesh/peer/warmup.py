@@ -152,7 +152,8 @@ class Warmup:
     async def _kept(self, files: Sequence[FileVersion], *, is_strict: bool) -> list[int]:
         """Return which blocks of each file are kept by as many peers as are wanted."""
         wanted = self._wanted_peers()
-        held = await self._crew.holdings(files, is_strict=is_strict, copies=self.job.replicas)
+        replies = await self._crew.holdings(files, copies=self.job.replicas)
+        held = {peer: r.sure if is_strict else r.masks for peer, r in replies.items()}
         if wanted:
             found = [held.get(peer, (0,) * len(files)) for peer in wanted]
             copies = len(wanted)

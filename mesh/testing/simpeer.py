@@ -15,6 +15,7 @@ from mesh.errors import MeshError, Unavailable
 from mesh.membership.view import Member, State, view_of
 from mesh.metrics import Metrics
 from mesh.peer.catalog import Catalog
+from mesh.peer.gather import Gatherer
 from mesh.peer.neighbors import RingNeighbors
 from mesh.peer.presence import Presence
 from mesh.peer.reader import BlockReader
@@ -97,7 +98,7 @@ class SimPeer:
             clock=loop.time,
         )
         reporter = Reporter("sim", store, self.neighbors, self.metrics, clock=loop.time)
-        self.servicers = Servicers(self.reader, cast(Catalog, None), reporter)
+        self.servicers = Servicers(self.reader, cast(Gatherer, None), cast(Catalog, None), reporter)
 
     @property
     def name(self) -> str:

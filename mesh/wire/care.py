@@ -20,12 +20,18 @@ SERVICE = "mesh.v1.Care"
 @dataclass(frozen=True, slots=True)
 class HoldingsRequest:
     files: tuple[FileVersion, ...]
-    is_strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class HoldingsReply:
     masks: tuple[int, ...]
+    doubtful: tuple[int, ...]
+
+    @property
+    def sure(self) -> tuple[int, ...]:
+        """Of each file the blocks that may be believed."""
+        pairs = zip(self.masks, self.doubtful, strict=True)
+        return tuple(mask & ~doubt for mask, doubt in pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +210,23 @@ def _file_of(file: pb.CareFile) -> FileVersion:
 
 def _encode_holdings_request(value: HoldingsRequest) -> bytes:
     files = [_file_to(file) for file in value.files]
-    return pb.HoldingsRequest(files=files, is_strict=value.is_strict).SerializeToString()
+    return pb.HoldingsRequest(files=files).SerializeToString()
 
 
 def _decode_holdings_request(data: bytes) -> HoldingsRequest:
     value = pb.HoldingsRequest.FromString(data)
-    return HoldingsRequest(tuple(map(_file_of, value.files)), value.is_strict)
+    return HoldingsRequest(tuple(map(_file_of, value.files)))
+
+
+def _encode_holdings(value: HoldingsReply) -> bytes:
+    return pb.HoldingsReply(
+        masks=map(mask_bytes, value.masks), doubtful=map(mask_bytes, value.doubtful)
+    ).SerializeToString()
+
+
+def _decode_holdings(data: bytes) -> HoldingsReply:
+    value = pb.HoldingsReply.FromString(data)
+    return HoldingsReply(tuple(map(mask_of, value.masks)), tuple(map(mask_of, value.doubtful)))
 
 
 def _encode_warm_request(value: WarmRequest) -> bytes:
@@ -324,8 +341,8 @@ HOLDINGS: Method[HoldingsRequest, HoldingsReply] = Method(
     "Holdings",
     _encode_holdings_request,
     _decode_holdings_request,
-    lambda a: pb.HoldingsReply(masks=map(mask_bytes, a.masks)).SerializeToString(),
-    lambda data: HoldingsReply(tuple(map(mask_of, pb.HoldingsReply.FromString(data).masks))),
+    _encode_holdings,
+    _decode_holdings,
 )
 WARM: Method[WarmRequest, WarmReply] = Method(
     SERVICE,

@@ -24,7 +24,7 @@ from mesh.blocks import MIB
 from mesh.errors import MeshError, PeerUnavailable
 from mesh.wire.basics import Method, error_named, named
 from mesh.wire.catalog import LIST, STAT, WATCH
-from mesh.wire.codec import FETCH, REPORT
+from mesh.wire.codec import FETCH, GATHER, REPORT
 
 log = structlog.get_logger()
 
@@ -32,7 +32,7 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 Handler = tuple[Method[Any, Any], Callable[[Any], Awaitable[Any]]]
 
-METHODS: list[Method[Any, Any]] = [FETCH, STAT, LIST, REPORT, WATCH]
+METHODS: list[Method[Any, Any]] = [FETCH, STAT, LIST, REPORT, WATCH, GATHER]
 """By code. New ones go to the end."""
 
 PING = 255

@@ -440,8 +440,8 @@ async def test_blocks_that_must_be_checked_first_do_not_count_as_held(tmp_path: 
         stamp = peer.store.new_stamp()
         peer.store._writer.submit(lambda txn: peer.store.index.trust_since(txn, stamp)).result()
         care = peer.keeper._care
-        assert (await care.holdings(HoldingsRequest((file,)))).masks == (0b11111,)
-        assert (await care.holdings(HoldingsRequest((file,), is_strict=True))).masks == (0,)
+        held = await care.holdings(HoldingsRequest((file,)))
+        assert (held.masks, held.doubtful, held.sure) == ((0b11111,), (0b11111,), (0,))
         before = reads_of(under_store)
         job = await done(peer, "warm", "/models/big", peers=("a",))
         assert (job.state, reads_of(under_store)) == ("done", before)

@@ -58,20 +58,16 @@ class HoldingsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FILES_FIELD_NUMBER: _builtins.int
-    IS_STRICT_FIELD_NUMBER: _builtins.int
-    is_strict: _builtins.bool
-    """Only blocks that need not be checked before they are used."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___CareFile]: ...
     def __init__(
         self,
         *,
         files: _abc.Iterable[Global___CareFile] | None = ...,
-        is_strict: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "is_strict", b"is_strict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -82,18 +78,24 @@ class HoldingsReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MASKS_FIELD_NUMBER: _builtins.int
+    DOUBTFUL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def masks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """One for each file asked about."""
+
+    @_builtins.property
+    def doubtful(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Of these, the blocks whose bytes must be checked before anybody gets them."""
 
     def __init__(
         self,
         *,
         masks: _abc.Iterable[_builtins.bytes] | None = ...,
+        doubtful: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["masks", b"masks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["doubtful", b"doubtful", "masks", b"masks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -108,7 +110,9 @@ class WarmItem(_message.Message):
     HOLDER_FIELD_NUMBER: _builtins.int
     mask: _builtins.bytes
     holder: _builtins.str
-    """A peer that has these blocks; empty when none has."""
+    """A peer that has these blocks; empty when no other peer has them, and none needs to
+    be asked.
+    """
     @_builtins.property
     def file(self) -> Global___CareFile: ...
     def __init__(
