@@ -122,10 +122,9 @@ class MetaBench:
         data.mkdir()
         draw = random.Random(2)
         for number in range(count):
-            (data / f"sample-{number:06}.bin").write_bytes(
-                draw.randbytes(draw.randint(*SAMPLE_BYTES))
-            )
-        names = sorted(os.listdir(data))
+            content = draw.randbytes(draw.randint(*SAMPLE_BYTES))
+            (data / f"sample-{number:06}.bin").write_bytes(content)
+        names = sorted(path.name for path in data.iterdir())
         shuffled = random.Random(3).sample(names, len(names))
         for what, order, peers in (
             ("in order", names, 1),

@@ -122,10 +122,17 @@ def version_of(
     *, source: str, path: str, size_bytes: int, tag: str, block_bytes: int
 ) -> FileVersion:
     """Name the content that *path* has while it has this size and tag."""
-    digest = blake2b(digest_size=16)
-    for part in (source, path, str(size_bytes), tag, str(block_bytes)):
-        encoded = part.encode("utf-8", "surrogateescape")
-        digest.update(len(encoded).to_bytes(4, "big") + encoded)
+    named = b"".join(
+        len(part).to_bytes(4, "big") + part
+        for part in (
+            source.encode("utf-8", "surrogateescape"),
+            path.encode("utf-8", "surrogateescape"),
+            b"%d" % size_bytes,
+            tag.encode("utf-8", "surrogateescape"),
+            b"%d" % block_bytes,
+        )
+    )
+    digest = blake2b(named, digest_size=16)
     return FileVersion(source, path, size_bytes, tag, block_bytes, digest.digest())
 
 

@@ -49,11 +49,6 @@ class Spot:
         return StatReply(about, file, is_stale, fresh_s, 0.0 if known_s == inf else known_s)
 
 
-def plain(path: str) -> str:
-    """Return a path without empty parts."""
-    return "/".join(part for part in path.split("/") if part)
-
-
 def spot_of(table: MountTable, path: str) -> Spot:
     """Return where *path* is; `NotFound` when no mount is over it."""
     place = table.place(path)

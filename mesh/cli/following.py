@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 
 from rich.console import Console
@@ -24,8 +24,11 @@ from rich.progress import (
 from mesh.cli.ask import HostPeer
 from mesh.cli.exits import fail
 from mesh.cli.figures import duration_shown, percent_shown, size_shown, text_shown
-from mesh.errors import PeerUnavailable
+from mesh.errors import MeshError, PeerUnavailable
+from mesh.store.eviction import START_RATIO
 from mesh.wire.care import CANCEL_JOB, SHOW_JOB, Job, JobRequest, Tally
+from mesh.wire.codec import OVERVIEW
+from mesh.wire.messages import Nothing, Overview
 
 POLL_S = 0.25
 LINE_EVERY_S = 5.0
@@ -52,7 +55,8 @@ def plan_line(job: Job) -> str:
     """Return what a job found before it brings anything."""
     tally = job.tally
     return (
-        f"job {job.number}: {tally.files:,} files in {tally.directories:,} directories, "
+        f"job {job.number}: {_counted(tally.files, 'file')} in "
+        f"{_counted(tally.directories, 'directory')}, "
         f"{size_shown(tally.size_bytes)}{_wanted(job)}; "
         f"here already: {size_shown(tally.here_bytes)} "
         f"({percent_shown(_ratio(tally.here_bytes, tally.size_bytes))})"
@@ -62,7 +66,8 @@ def plan_line(job: Job) -> str:
 def result_line(job: Job) -> str:
     """Return what became of a job that ended, on one line."""
     tally = job.tally
-    took = duration_shown(job.ended_s - job.began_s) if job.began_s else "0s"
+    seconds = max(job.ended_s - job.began_s, 0.001) if job.began_s else 0.0
+    took = duration_shown(seconds) if seconds >= 10 else f"{seconds:.1f}s"
     if job.error:
         return f"job {job.number} {job.state}: {text_shown(job.error)}"
     if job.state == "cancelled":
@@ -78,10 +83,9 @@ def result_line(job: Job) -> str:
         return _evicted(tally)
     if job.kind == "walk":
         return (
-            f"walked {tally.directories:,} directories in {took}: "
-            f"{tally.files:,} files, {size_shown(tally.size_bytes)}"
+            f"walked {_counted(tally.directories, 'directory')} in {took}: "
+            f"{_counted(tally.files, 'file')}, {size_shown(tally.size_bytes)}"
         )
-    seconds = max(job.ended_s - job.began_s, 0.001)
     return (
         f"in the mesh: {tally.kept_files:,} of {tally.files:,} files, "
         f"{size_shown(tally.kept_bytes)} of {size_shown(tally.size_bytes)}, as the peers say; "
@@ -97,9 +101,9 @@ def failure_lines(job: Job) -> Iterator[str]:
     if not named:
         return
     if job.kind == "warm":
-        yield f"{job.tally.failed:,} of {job.tally.files:,} files are missing:"
+        yield f"missing are {job.tally.failed:,} of {_counted(job.tally.files, 'file')}:"
     else:
-        yield f"{job.tally.failed:,} could not be seen to:"
+        yield f"not seen to, {job.tally.failed:,} in all:"
     for path, reason in named:
         yield f"  {text_shown(path)}: {text_shown(reason)}"
     if job.tally.failed > len(named):
@@ -126,11 +130,15 @@ async def follow(peer: HostPeer, number: int, *, is_quiet: bool, is_ours: bool) 
 
     Interrupted, it cancels the job if it *is_ours*, and says so.
     """
+    looked = is_quiet
     with _shown(is_quiet=is_quiet) as show:
         try:
             while True:
                 job = await _patiently(peer, number)
                 show(job)
+                if job.tally.is_planned and not looked:
+                    looked = True
+                    await _warn_of_room(peer, job)
                 if job.state not in RUNNING:
                     return job
                 await asyncio.sleep(POLL_S)
@@ -141,6 +149,28 @@ async def follow(peer: HostPeer, number: int, *, is_quiet: bool, is_ours: bool) 
             else:
                 print(f"mesh: job {number} goes on without you", file=sys.stderr)
             raise
+
+
+def room_warning(job: Job, overview: Overview) -> str | None:
+    """Return what to say of a plan that the caches can't hold; None of one that they can."""
+    up = {each.name: START_RATIO * each.capacity_bytes for each in overview.peers if each.is_up}
+    named = up if "all" in job.peers else {n: up[n] for n in job.peers if n in up}
+    wanted_bytes = job.tally.size_bytes * (1 if named and job.peers else job.replicas)
+    room_bytes = min(named.values()) if named and job.peers else sum(up.values())
+    if job.kind != "warm" or wanted_bytes <= room_bytes:
+        return None
+    where = "each of these caches keeps" if job.peers else "all caches together keep"
+    return (
+        f"{size_shown(wanted_bytes)} are wanted and {where} {size_shown(room_bytes)}: "
+        "the oldest will go while the newest comes; take fewer files or raise store.capacity"
+    )
+
+
+async def _warn_of_room(peer: HostPeer, job: Job) -> None:
+    with suppress(MeshError):
+        warning = room_warning(job, await peer.ask(OVERVIEW, Nothing()))
+        if warning is not None:
+            print(f"mesh: warning: {warning}", file=sys.stderr)
 
 
 async def _patiently(peer: HostPeer, number: int) -> Job:
@@ -258,12 +288,21 @@ def _wanted(job: Job) -> str:
 
 
 def _evicted(tally: Tally) -> str:
-    line = f"dropped {tally.dropped_blocks:,} blocks ({size_shown(tally.dropped_bytes)})"
+    dropped = _counted(tally.dropped_blocks, "block")
+    line = f"dropped {dropped} ({size_shown(tally.dropped_bytes)})"
     if tally.pinned_files:
         line += f"; copies of pinned files stay: {tally.pinned_files:,}"
     if tally.busy_blocks:
         line += f"; blocks in use stay: {tally.busy_blocks:,}"
     return line
+
+
+def _counted(number: int, thing: str) -> str:
+    if number == 1:
+        return f"1 {thing}"
+    return (
+        f"{number:,} {thing.removesuffix('y')}ies" if thing[-1] == "y" else f"{number:,} {thing}s"
+    )
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -366,7 +366,8 @@ def toml_value(value: object) -> str:
 
 def toml_tables(table: Mapping[str, Any], at: Location = ()) -> Iterator[list[str]]:
     """Yield the lines of *table* and of every table below it, those of lists included."""
-    lines = [f"{key} = {toml_value(value)}" for key, value in table.items() if _is_plain(value)]
+    plain = {key: value for key, value in table.items() if _is_plain(value)}
+    lines = [f"{spelled((key,))[1:]} = {toml_value(value)}" for key, value in plain.items()]
     if at and lines:
         yield [f"[{spelled(at)[1:]}]", *lines]
     for key, value in table.items():

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
 
 from mesh.cli.sections import Mount
 from mesh.cli.settings import Settings
@@ -15,7 +18,14 @@ from mesh.membership.open import MembershipSettings, StaticSettings
 from mesh.membership.view import VIEW_FILE, Member, State, View, peer_id, read_view, view_of
 from mesh.peer.peer import PeerSettings
 from mesh.store.store import StoreSettings
-from mesh.understore.understore import S3Settings, UnderStoreSettings
+from mesh.understore.understore import (
+    AzureSettings,
+    FsspecSettings,
+    GcsSettings,
+    HdfsSettings,
+    S3Settings,
+    UnderStoreSettings,
+)
 from mesh.wire.channels import TlsSettings
 from mesh.wire.passport import fingerprint_of
 
@@ -113,7 +123,7 @@ def fingerprint(settings: Settings) -> str:
 
 
 def under_store(mount: Mount) -> UnderStoreSettings:
-    s3 = mount.s3
+    s3, hdfs, azure = mount.s3, mount.hdfs, mount.azure
     return UnderStoreSettings(
         url=mount.url,
         block_bytes=mount.block,
@@ -121,6 +131,12 @@ def under_store(mount: Mount) -> UnderStoreSettings:
         concurrency=mount.concurrency,
         request_bytes=mount.request,
         timeout_s=mount.timeout,
+        uid=mount.uid,
+        gid=mount.gid,
+        file_mode=mount.file_mode,
+        directory_mode=mount.dir_mode,
+        umask=mount.umask,
+        read_only=mount.read_only,
         s3=S3Settings(
             endpoint=s3.endpoint,
             region=s3.region,
@@ -129,8 +145,35 @@ def under_store(mount: Mount) -> UnderStoreSettings:
             access_key=s3.access_key.get_secret_value(),
             secret_key=s3.secret_key.get_secret_value(),
             session_token=s3.session_token.get_secret_value(),
+            profile=s3.profile,
+            role_arn=s3.role_arn,
+            web_identity_token_file=s3.web_identity_token_file,
+            checksum=s3.checksum,
+        ),
+        hdfs=HdfsSettings(
+            config_dir=hdfs.config_dir,
+            kerberos_principal=hdfs.kerberos_principal,
+            kerberos_keytab=hdfs.kerberos_keytab,
+            options=tuple(hdfs.options.items()),
+        ),
+        gcs=GcsSettings(**mount.gcs.model_dump()),
+        azure=AzureSettings(
+            account=azure.account,
+            account_key=azure.account_key.get_secret_value(),
+            sas_token=azure.sas_token.get_secret_value(),
+            tenant_id=azure.tenant_id,
+            client_id=azure.client_id,
+            client_secret=azure.client_secret.get_secret_value(),
+            endpoint=azure.endpoint,
+        ),
+        fsspec=FsspecSettings(
+            options=tuple((key, _plain(value)) for key, value in mount.fsspec.items())
         ),
     )
+
+
+def _plain(value: Any) -> Any:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
 def tls(settings: Settings) -> TlsSettings | None:

@@ -5,8 +5,9 @@ Values are converted here, once: sizes are bytes, durations are seconds.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -34,6 +35,29 @@ AbsolutePath = Annotated[Path, AfterValidator(q.check_absolute)]
 Endpoint = Annotated[str, AfterValidator(q.check_endpoint)]
 Pem = Annotated[
     Path | None, BeforeValidator(q.check_pem), PlainSerializer(lambda path: str(path or ""))
+]
+
+
+Mode = Annotated[int, BeforeValidator(q.parse_mode), PlainSerializer(q.format_mode)]
+Id = Annotated[
+    int | None,
+    BeforeValidator(q.parse_id),
+    PlainSerializer(lambda number: "" if number is None else number),
+]
+PathOrNone = Annotated[str, AfterValidator(q.check_absolute_or_empty)]
+EndpointOrNone = Annotated[str, AfterValidator(q.check_endpoint)]
+
+
+def _option(written: object) -> object:
+    """Any text may be a secret: nobody here knows the words of somebody else's library."""
+    value = q.check_option(written)
+    return SecretStr(value) if isinstance(value, str) else value
+
+
+Option = Annotated[
+    Any,
+    BeforeValidator(_option),
+    PlainSerializer(lambda v: str(v) if isinstance(v, SecretStr) else v),
 ]
 
 
@@ -115,7 +139,7 @@ class StoreSection(Section):
 class S3Section(Section):
     """How to reach an S3 under-store."""
 
-    endpoint: Annotated[str, AfterValidator(q.check_endpoint)] = ""
+    endpoint: EndpointOrNone = ""
     """AWS when empty."""
     region: Text = "us-east-1"
     path_style: bool = Field(default_factory=lambda s3: bool(s3.get("endpoint")))
@@ -125,6 +149,47 @@ class S3Section(Section):
     """Empty keys: those of the environment or of AWS's usual places."""
     secret_key: SecretStr = SecretStr("")
     session_token: SecretStr = SecretStr("")
+    profile: Text = ""
+    """A section of ~/.aws/config, which may name a role as well."""
+    role_arn: Text = ""
+    """A role to take with the token in web_identity_token_file."""
+    web_identity_token_file: PathOrNone = ""
+    checksum: Literal["auto", "off"] = "auto"
+    """auto: checksums as headers for AWS, none for others; off: none."""
+
+
+class HdfsSection(Section):
+    """How to reach an HDFS under-store."""
+
+    config_dir: PathOrNone = ""
+    """Of core-site.xml and hdfs-site.xml; HADOOP_CONF_DIR when empty."""
+    kerberos_principal: Text = ""
+    kerberos_keytab: PathOrNone = ""
+    options: dict[str, Text] = Field(default_factory=dict)
+    """Keys of hdfs-site.xml, in quotes."""
+
+
+class GcsSection(Section):
+    """How to reach an under-store in Google Cloud Storage."""
+
+    endpoint: EndpointOrNone = ""
+    anonymous: bool = False
+    project: Text = ""
+    target_service_account: Text = ""
+
+
+class AzureSection(Section):
+    """How to reach an under-store in Azure Blob Storage."""
+
+    account: Text = ""
+    """Needed unless the url names it."""
+    account_key: SecretStr = SecretStr("")
+    """No key, token or client: Azure's default credential."""
+    sas_token: SecretStr = SecretStr("")
+    tenant_id: Text = ""
+    client_id: Text = ""
+    client_secret: SecretStr = SecretStr("")
+    endpoint: EndpointOrNone = ""
 
 
 class Mount(Section):
@@ -140,7 +205,86 @@ class Mount(Section):
     """Bytes of one request to the under-store."""
     timeout: Annotated[Seconds, AfterValidator(q.more_than_nothing)] = 30.0
     """Deadline of one request to the under-store."""
+    read_only: bool = False
+    uid: Id = None
+    """Owner of everything; whoever mounts it unless set."""
+    gid: Id = None
+    file_mode: Mode = 0o644
+    """Of files in under-stores that keep no modes."""
+    dir_mode: Mode = 0o755
+    umask: Mode = 0
+    """Taken away from all modes."""
     s3: S3Section = Field(default_factory=S3Section)
+    hdfs: HdfsSection = Field(default_factory=HdfsSection)
+    gcs: GcsSection = Field(default_factory=GcsSection)
+    azure: AzureSection = Field(default_factory=AzureSection)
+    fsspec: dict[str, Option] = Field(default_factory=dict)
+    """Whatever the implementation takes."""
+
+    @property
+    def kind(self) -> str:
+        """The name of the section that is about this under-store; "" where none is."""
+        scheme = self.url.partition("://")[0].partition("+")[0]
+        kinds = {"s3": "s3", "hdfs": "hdfs", "gs": "gcs", "fsspec": "fsspec"}
+        return kinds.get(scheme, "azure" if scheme in ("abfs", "abfss") else "")
+
+
+KINDS = {
+    "s3": "s3://",
+    "hdfs": "hdfs://",
+    "gcs": "gs://",
+    "azure": "abfs:// or abfss://",
+    "fsspec": "fsspec+",
+}
+
+
+def mount_contradictions(mount: Mount) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """Yield key, rule and mend of what is wrong between the keys of a mount."""
+    for kind, scheme in KINDS.items():
+        if kind in mount.model_fields_set and kind != mount.kind:
+            yield (kind,), f"set for a url that is not {scheme}", "remove this section"
+    for key, rule, mend in _s3_contradictions(mount.s3):
+        yield ("s3", key), rule, mend
+    for key, rule, mend in _azure_contradictions(mount):
+        yield ("azure", key), rule, mend
+    hdfs = mount.hdfs
+    if bool(hdfs.kerberos_principal) != bool(hdfs.kerberos_keytab):
+        given, missing = "kerberos_principal", "kerberos_keytab"
+        if not hdfs.kerberos_principal:
+            given, missing = missing, given
+        yield ("hdfs", missing), f"missing beside {given}", "set both or neither"
+
+
+def _s3_contradictions(s3: S3Section) -> Iterator[tuple[str, str, str]]:
+    for one, other in (("access_key", "secret_key"), ("role_arn", "web_identity_token_file")):
+        if bool(getattr(s3, one)) != bool(getattr(s3, other)):
+            given, missing = (one, other) if getattr(s3, one) else (other, one)
+            yield missing, f"missing beside {given}", "set both or neither"
+    has_keys = bool(s3.access_key or s3.secret_key)
+    if s3.session_token and not has_keys:
+        mend = "set access_key and secret_key too"
+        yield "session_token", "set without the keys it belongs to", mend
+    if s3.anonymous and (has_keys or s3.session_token):
+        yield "anonymous", "set beside keys", "remove the keys, or this"
+    ways = {"keys": has_keys, "profile": bool(s3.profile), "role_arn": bool(s3.role_arn)}
+    first, *others = [way for way, is_set in ways.items() if is_set] or [""]
+    for way in others:
+        yield way, f"set beside {first}", "keep one way to credentials"
+    if s3.anonymous and first and first != "keys":
+        yield "anonymous", f"set beside {first}", f"remove {first}, or this"
+
+
+def _azure_contradictions(mount: Mount) -> Iterator[tuple[str, str, str]]:
+    azure = mount.azure
+    if mount.kind == "azure" and not azure.account and "@" not in mount.url:
+        yield "account", "missing", 'add account = "name", or name it in the url'
+    if azure.account and "@" in mount.url:
+        yield "account", "set beside a url that names one", "remove it here, or there"
+    if azure.account_key and azure.sas_token:
+        yield "sas_token", "set beside account_key", "keep one way to credentials"
+    if azure.client_secret and not (azure.tenant_id and azure.client_id):
+        mend = "set tenant_id and client_id too"
+        yield "client_secret", "set without the client it belongs to", mend
 
 
 class FuseSection(Section):

@@ -45,6 +45,7 @@ from pydantic_settings import (
 from mesh.cli import quantities as q
 from mesh.cli.quantities import BrokenRule, Location
 from mesh.cli.sections import (
+    KINDS,
     Cluster,
     FuseSection,
     LogSection,
@@ -52,6 +53,7 @@ from mesh.cli.sections import (
     PeerSection,
     SecuritySection,
     StoreSection,
+    mount_contradictions,
 )
 
 # The kernel allows 107 bytes; the rest is for names made from it, such as peer.sock.bulk.
@@ -178,9 +180,10 @@ def render_toml(settings: Settings) -> str:
     for key in ("address", "gossip", "zone", "weight"):
         if settings.cluster.peers or not peer[key]:
             del peer[key]  # said in cluster.peers, or nowhere
-    for mount in written["mounts"].values():
-        if not mount["url"].startswith("s3:"):
-            del mount["s3"]
+    for path, mount in settings.mounts.items():
+        for kind in KINDS:
+            if kind != mount.kind:
+                del written["mounts"][path][kind]
     return "\n\n".join("\n".join(lines) for lines in q.toml_tables(written)) + "\n"
 
 
@@ -224,7 +227,8 @@ def _contradictions(sound: Mapping[str, Any]) -> Iterator[Mistake]:
     if peer and store:
         yield from _socket_too_long(peer, store)
     for path, mount in sound.get("mounts", {}).items():
-        yield from _s3_contradictions(path, mount)
+        for at, rule, mend in mount_contradictions(mount):
+            yield _mistake(("mounts", path, *at), None, rule, mend)
     if security:
         yield from _tls_missing(security)
     if cluster and security and not (security.insecure or security.key):
@@ -308,21 +312,6 @@ def _socket_too_long(peer: PeerSection, store: StoreSection) -> Iterator[Mistake
         yield _mistake(("peer", "socket"), str(socket), rule, mend)
 
 
-def _s3_contradictions(path: str, mount: Mount) -> Iterator[Mistake]:
-    at = ("mounts", path, "s3")
-    access, secret = mount.s3.access_key, mount.s3.secret_key
-    if "s3" in mount.model_fields_set and not mount.url.startswith("s3:"):
-        yield _mistake(at, None, "set for a url that is not s3://", "remove this section")
-    if bool(access) != bool(secret):
-        given, missing = ("access_key", "secret_key") if access else ("secret_key", "access_key")
-        yield _mistake((*at, missing), None, f"missing beside {given}", "set both or neither")
-    elif mount.s3.session_token and not access:
-        mend = "set access_key and secret_key too"
-        yield _mistake((*at, "session_token"), None, "set without the keys it belongs to", mend)
-    if mount.s3.anonymous and (access or secret or mount.s3.session_token):
-        yield _mistake((*at, "anonymous"), None, "set beside keys", "remove the keys, or this")
-
-
 def _tls_missing(security: SecuritySection) -> Iterator[Mistake]:
     files = {name: getattr(security, name) for name in ("ca", "certificate", "key")}
     for name, file in files.items():
@@ -364,7 +353,15 @@ _WORDS = {
     "dict_type": _NO_TABLE,
     "tuple_type": ("is not a list of tables", "write [[cluster.peers]] for each peer"),
 }
-_SECRETS = {"key", "access_key", "secret_key", "session_token"}
+_SECRETS = {
+    "access_key",
+    "account_key",
+    "client_secret",
+    "key",
+    "sas_token",
+    "secret_key",
+    "session_token",
+}
 
 
 def _is_echo(detail: ErrorDetails) -> bool:
@@ -395,7 +392,8 @@ def _in_words(detail: ErrorDetails) -> Mistake:
 
 
 def _mistake(at: Location, value: object, rule: str, mend: str) -> Mistake:
-    return Mistake(_where(at), "" if at[-1] in _SECRETS else q.shown(value), rule, mend)
+    is_secret = at[-1] in _SECRETS or "fsspec" in at
+    return Mistake(_where(at), "" if is_secret else q.shown(value), rule, mend)
 
 
 def _where(at: Location) -> str:

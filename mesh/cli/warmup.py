@@ -32,7 +32,8 @@ def warmup(
         str, typer.Option("--file", "-f", metavar="LIST", help="One path a line; - is stdin.")
     ] = "",
     parallel: Annotated[
-        int, typer.Option("--parallel", "-p", help="Files on their way at once, 1 to 1000.")
+        int,
+        typer.Option("--parallel", "-p", help="Files, or blocks of large ones, at once: 1-1000."),
     ] = 50,
     background: Annotated[
         bool, typer.Option("--background", "-b", help="Print the job's number and return.")

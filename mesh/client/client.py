@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,11 +31,11 @@ from mesh.errors import (
 )
 from mesh.membership.view import View, view_from_json
 from mesh.metrics import Metrics, by_label
-from mesh.paths import plain, spot_of
+from mesh.paths import spot_of
 from mesh.store.entries import directory_key
 from mesh.store.entry_store import age_s
 from mesh.understore.arrow import open_under_store
-from mesh.understore.table import MountTable, Place, name_bytes
+from mesh.understore.table import MountTable, Place, name_bytes, plain
 from mesh.understore.understore import UnderStore, UnderStoreSettings
 from mesh.wire.basics import Method
 from mesh.wire.catalog import LIST, STAT, WATCH
@@ -165,13 +165,15 @@ class MeshClient:
             return known
         request = StatRequest(path, refresh)
         for peer in self._peers():
+            began_s = self._clock()
             try:
                 reply = await self._call(peer, STAT, request)
             except PeerUnavailable as error:
                 self._note_away(peer, error)
                 continue
             self._suspects.discard(path)
-            return reply
+            # It may have been stopped while it answered: that is age as well.
+            return replace(reply, fresh_s=max(0.0, reply.fresh_s - (self._clock() - began_s)))
         return await self._stat_directly(path)
 
     def _known(self, path: str) -> StatReply | None:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import structlog
 
@@ -22,14 +23,14 @@ from mesh.blocks import DIRECTORY, Attributes, DirectoryEntry, FileVersion
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import MeshError, NotFound, Unavailable, UnderStoreUnavailable
 from mesh.metrics import Metrics
-from mesh.paths import Spot, plain, spot_of
+from mesh.paths import Spot, spot_of
 from mesh.peer.changes import Audience, ChangeLog, Herald, change_of, heard
 from mesh.peer.listings import Listings
 from mesh.peer.once import Once, quietly
 from mesh.peer.shards import Shards
 from mesh.store.entries import directory_key
 from mesh.store.entry_store import Changes, EntryStore, age_s
-from mesh.understore.table import MountTable
+from mesh.understore.table import MountTable, plain
 from mesh.wire.messages import (
     Change,
     InvalidateRequest,
@@ -57,8 +58,19 @@ ANSWER_S = 35.0
 AWAY_S = 1.0
 """For so long an under-store that did not answer is not asked about what is known."""
 
+TIDY_EVERY_S = 300.0
+IDLE_S = 3600.0
+ENTRIES_MAX = 20_000_000
+"""About 2.5 GB of LMDB; with more, what is this peer's own is forgotten like the rest."""
+
+PASS_ON_S = 0.8
+"""Less than who tells us waits for our answer."""
+
 KEPT_TOGETHER = 1000
 KEEP_QUEUED_MAX = 20_000
+
+Ask = Callable[[Spot, bool], Awaitable[StatReply]]
+"""How an answer is found out; the second word is whether the under-store must be asked."""
 
 
 class Catalog:
@@ -107,8 +119,7 @@ class Catalog:
             return self._between_mounts(path)
         if not refresh and (known := self._known(spot)) is not None:
             return known
-        anew = refresh or not spot.place.settings.max_age_s
-        return await self._reads.do(path, lambda: self._find(spot, refresh=refresh), anew=anew)
+        return await self._young(self._reads, self._find, spot, refresh=refresh)
 
     async def page(self, path: str, after: str = "", *, refresh: bool = False) -> ListReply:
         """Return the entries of a directory after a name, in the order of their names."""
@@ -167,14 +178,24 @@ class Catalog:
         return LookupReply(tuple(answers))
 
     async def invalidate(self, request: InvalidateRequest) -> None:
-        """Believe no more what an owner says has changed, and have the mounts here know."""
+        """Believe no more what an owner says has changed, and have the mounts here know.
+
+        Another owner than the one that is asked first may say so; those who have heard of
+        the directory from this one are told by this one.
+        """
         self._metrics.invalidations.labels("heard").inc(len(request.changes))
+        told: list[asyncio.Future[None]] = []
         for change in request.changes:
             directory = directory_key(change.source, change.path)
             changes = Changes(list(change.names), change.is_all, change.is_listing)
             self.changes.touch(directory)
             await self._entries.doubt(directory, changes)
             self.changes.add(directory, change)
+            if not change.is_passed_on:
+                peers = self._audience.of(directory)
+                told += self._herald.tell(peers, replace(change, is_passed_on=True))
+        if told:
+            await asyncio.wait(told, timeout=PASS_ON_S)
 
     async def keep(self, request: KeepRequest) -> None:
         """Keep a second copy of what the first owner has learned."""
@@ -247,14 +268,15 @@ class Catalog:
 
     # Finding out
 
-    async def _find(self, spot: Spot, *, refresh: bool) -> StatReply:
+    async def _find(self, spot: Spot, refresh: bool) -> StatReply:  # noqa: FBT001
         """Ask the owners of the directory, and the under-store when none of them can say."""
         self._count_miss(spot)
         nearer = self._shards.nearer(spot.directory)
-        began = self.changes.last
+        began, began_s = self.changes.last, self._clock()
         if nearer:
             with suppress(Unavailable):
-                return self._copied(spot, await self._ask(nearer, spot, refresh=refresh), began)
+                reply = await self._ask(nearer, spot, refresh=refresh)
+                return self._copied(spot, reply, began, began_s)
         try:
             return await self._served(spot, refresh=refresh)
         except UnderStoreUnavailable:
@@ -273,13 +295,17 @@ class Catalog:
         self._metrics.catalog_requests.labels("peer").inc()
         return await self._shards.first(peers, ask)
 
-    def _copied(self, spot: Spot, reply: StatReply, began: int) -> StatReply:
-        """Keep what an owner said, unless it said meanwhile that something has changed."""
+    def _copied(self, spot: Spot, reply: StatReply, began: int, began_s: float) -> StatReply:
+        """Keep what an owner said, unless it said meanwhile that something has changed.
+
+        How long it took to come is its age as well: its sender may have been stopped.
+        """
+        took_s = self._clock() - began_s
+        fresh_s, age_s = max(0.0, reply.fresh_s - took_s), reply.age_s + took_s
         if reply.is_stale or self.changes.is_touched(spot.directory, began):
-            return StatReply(reply.attributes, reply.file, reply.is_stale, 0.0, reply.age_s)
-        asked_s = self._clock() - reply.age_s
-        self._copy(spot, reply.attributes, asked_s)
-        return reply
+            return replace(reply, fresh_s=0.0, age_s=age_s)
+        self._copy(spot, reply.attributes, began_s - reply.age_s)
+        return replace(reply, fresh_s=fresh_s, age_s=age_s)
 
     def _copy(self, spot: Spot, about: Attributes | None, asked_s: float) -> None:
         changes = self._entries.note(spot.source, spot.parent, spot.name, about, asked_s)
@@ -289,10 +315,21 @@ class Catalog:
         """Answer as an owner."""
         if not refresh and (known := self._known(spot)) is not None:
             return known
-        anew = refresh or not spot.place.settings.max_age_s
-        return await self._fills.do(spot.path, lambda: self._fill(spot, refresh=refresh), anew=anew)
+        return await self._young(self._fills, self._fill, spot, refresh=refresh)
 
-    async def _fill(self, spot: Spot, *, refresh: bool) -> StatReply:
+    async def _young(
+        self, once: Once[str, StatReply], ask: Ask, spot: Spot, *, refresh: bool
+    ) -> StatReply:
+        """Return an answer that is no older than the mount allows, although who joins a
+        question that takes long gets what was true when it began."""
+        max_age_s = spot.place.settings.max_age_s
+        anew = refresh or not max_age_s
+        reply = await once.do(spot.path, lambda: ask(spot, refresh), anew=anew)
+        if reply.age_s > max_age_s > 0 and not reply.is_stale:
+            reply = await once.do(spot.path, lambda: ask(spot, refresh), anew=True)
+        return reply
+
+    async def _fill(self, spot: Spot, refresh: bool) -> StatReply:  # noqa: FBT001
         if not refresh:
             if (former := await self._from_former(spot)) is not None:
                 return former
@@ -326,11 +363,11 @@ class Catalog:
     async def _from_former(self, spot: Spot) -> StatReply | None:
         """Return what the peer knows that owned the directory until a moment ago."""
         for peer in self._shards.former(spot.directory):
+            began, began_s = self.changes.last, self._clock()
             with suppress(MeshError):
                 reply = await self._shards.lookup(peer, spot.path, only_known=True)
                 if reply is not None and not reply.is_stale:
-                    self._copy(spot, reply.attributes, self._clock() - reply.age_s)
-                    return reply
+                    return self._copied(spot, reply, began, began_s)
         return None
 
     # Telling others
@@ -388,6 +425,28 @@ class Catalog:
                 await self._shards.keep(peer, KeepRequest(self._shards.me, kept))
         finally:
             del self._to_keep[peer]
+
+    # Forgetting
+
+    async def tidy(self) -> None:
+        """Forget, now and then, what nobody asks about, for as long as this peer runs."""
+        while True:
+            await asyncio.sleep(TIDY_EVERY_S)
+            await self.forget_idle()
+
+    async def forget_idle(self, *, for_s: float = IDLE_S) -> int:
+        """Forget directories of others that nobody here asked about for so long, and own ones
+        too while there are too many entries; return how many."""
+        forgotten = 0
+        after: bytes | None = b""
+        while after is not None:
+            idle, after = await self._entries.idle(after, for_s=for_s)
+            for directory in idle:
+                is_full = self._entries.tables.usage()[0] > ENTRIES_MAX
+                if is_full or not self._shards.owns(directory):
+                    await self._entries.forget(directory)
+                    forgotten += 1
+        return forgotten
 
     # Look-ups that come one after the other
 

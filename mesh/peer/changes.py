@@ -28,7 +28,7 @@ WATCH_S = 15.0
 SENT_TOGETHER = 1000
 OUTBOX_MAX = 10_000
 TRIES = 3
-TELL_TIMEOUT_S = 1.0
+TELL_TIMEOUT_S = 3.0
 """How long who has looked at the under-store on purpose waits for the others to know."""
 
 Send = Callable[[str, tuple[Change, ...]], Awaitable[object]]

@@ -28,6 +28,9 @@ class Crew:
     """The peers of the mesh at this moment."""
 
     def __init__(self, neighbors: RingNeighbors, care: Care) -> None:
+        self.unanswered = 0
+        """How often a live peer did not say what it holds."""
+
         self._neighbors = neighbors
         self._own = {HOLDINGS.name: care.holdings, WARM.name: care.warm, DROP.name: care.drop}
 
@@ -70,16 +73,24 @@ class Crew:
             return answer
         try:
             return await self._neighbors.ask(peer, method, request, timeout_s=timeout_s)
-        except PeerUnavailable:
+        except PeerUnavailable as error:
             await self._neighbors.feel(peer)
-            raise
+            # By the name that people know, not by address.
+            reason = str(error).partition(": ")[2].partition(";")[0]
+            raise PeerUnavailable(peer, reason) from error
 
     async def holdings(
-        self, files: Sequence[FileVersion], *, copies: int
+        self, files: Sequence[FileVersion], *, copies: int, named: Sequence[str] = ()
     ) -> Mapping[str, HoldingsReply]:
-        """Return which blocks of *files* each peer says it has; who does not answer is left out."""
+        """Return which blocks of *files* each peer says it has; who does not answer is left out.
+
+        In a large mesh, those that should have some are asked, and those *named*.
+        """
         live = self.live()
-        asked = live if len(live) <= ALL_ASKED_MAX else self._likely(files, copies, live)
+        asked = live
+        if len(live) > ALL_ASKED_MAX:
+            likely = self._likely(files, copies, live)
+            asked = [peer for peer in live if peer in likely or peer in named]
         request = HoldingsRequest(tuple(files))
         answers = await asyncio.gather(
             *(self.ask(peer, HOLDINGS, request) for peer in asked), return_exceptions=True
@@ -87,18 +98,19 @@ class Crew:
         found = {}
         for peer, answer in zip(asked, answers, strict=True):
             if isinstance(answer, MeshError):
+                self.unanswered += 1
                 continue
             if isinstance(answer, BaseException):
                 raise answer
             found[peer] = answer
         return found
 
-    def _likely(self, files: Sequence[FileVersion], copies: int, live: Sequence[str]) -> list[str]:
-        names: dict[str, None] = {}
+    def _likely(self, files: Sequence[FileVersion], copies: int, live: Sequence[str]) -> set[str]:
+        names: set[str] = set()
         for file in files:
             for index in range(file.block_count):
                 wanted = copies + SPARE_OWNERS
-                names.update(dict.fromkeys(self.owners(file.key(index), copies=wanted, live=live)))
+                names.update(self.owners(file.key(index), copies=wanted, live=live))
                 if len(names) == len(live):
-                    return list(names)
-        return list(names)
+                    return names
+        return names

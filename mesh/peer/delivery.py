@@ -142,7 +142,8 @@ class Delivery:
 
     async def _page(self, page: Sequence[PlannedFile]) -> None:
         files = [planned.version() for planned in page]
-        held = await self._crew.holdings(files, copies=self._job.replicas)
+        job = self._job
+        held = await self._crew.holdings(files, copies=job.replicas, named=job.peers)
         sure = {peer: reply.sure for peer, reply in held.items()}
         for number, (planned, file) in enumerate(zip(page, files, strict=True)):
             kept = {peer: _bits(file, reply.masks[number]) for peer, reply in held.items()}

@@ -253,9 +253,10 @@ class BlockFiller:
 
     async def _fill_new(self, landing: Landing) -> None:
         """Fill it here, from the under-store: nobody else has it."""
-        await self._fill_here(landing, is_new=True)
+        landing.is_new = True
+        await self._fill_here(landing)
 
-    async def _fill_here(self, landing: Landing, *, is_new: bool = False) -> None:
+    async def _fill_here(self, landing: Landing) -> None:
         """Put what comes from a holder or the under-store into the store, room permitting."""
         file, index = landing.file, landing.index
         key = file.key(index)
@@ -268,11 +269,11 @@ class BlockFiller:
                 async with self._store.writing(file, index) as writer:
                     for piece in landing.landed():  # from a primary that fell silent
                         await writer.write(piece.number, piece.data, piece.crc)
-                    await self._bring(landing, writer, is_new=is_new)
+                    await self._bring(landing, writer)
                     await writer.commit(rank=self._neighbors.rank(key))
             except StoreFull as error:
                 log.warning("block not kept", block=str(key), reason=str(error))
-                await self._bring(landing, None, is_new=is_new)
+                await self._bring(landing, None)
 
     async def _land_stored(self, landing: Landing) -> None:
         landing.origin = LOCAL
@@ -281,10 +282,10 @@ class BlockFiller:
             data, crc = await self._store.read(landing.file, landing.index, number)
             landing.land(Piece(number, crc, data), 0 if record is None else record.inode)
 
-    async def _bring(self, landing: Landing, writer: BlockWriter | None, *, is_new: bool) -> None:
+    async def _bring(self, landing: Landing, writer: BlockWriter | None) -> None:
         file, index = landing.file, landing.index
         holders: Sequence[str] = ()
-        if not is_new:
+        if not landing.is_new:
             holders = await self._neighbors.other_holders(file, index, wide=False)
         if holders:
             log.debug("peek", block=str(file.key(index)), holders=holders)

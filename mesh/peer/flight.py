@@ -38,6 +38,9 @@ class Landing:
         self.is_relaying = False
         """Whether it waits for another peer to fill the block."""
 
+        self.is_new = False
+        """Whether no other peer is known to have the block, so that none is asked."""
+
         self.is_done = False
         self.error: Exception | None = None
         self._pieces: dict[int, Piece] = {}

@@ -181,8 +181,9 @@ class Jobs:
                 raise answer
 
     async def list(self, request: Nothing) -> JobList:
-        """Return all jobs, those that ended last included."""
-        return JobList(tuple(self._shown(self._jobs[number]) for number in sorted(self._jobs)))
+        """Return all jobs, those that ended last included; `show` has what failed of each."""
+        jobs = (self._shown(self._jobs[number]) for number in sorted(self._jobs))
+        return JobList(tuple(replace(job, failures=()) for job in jobs))
 
     async def show(self, request: JobRequest) -> Job:
         """Return one job as it is at this moment."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
@@ -56,6 +57,18 @@ class Crier(Protocol):
     def tell(self, source: str, path: str, changes: Changes) -> asyncio.Future[None] | None: ...
 
     def heed(self, directory: bytes, peer: str, for_s: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A page of an owner, and what is needed to keep it."""
+
+    reply: ListReply
+    began: int
+    """The last change that was known here when it was asked for."""
+
+    asked_s: float
+    """When the owner asked, at the latest."""
 
 
 class _TooLong(Exception):
@@ -196,11 +209,11 @@ class Listings:
                 await self._copies.do(directory, _nothing)
             if self._is_fresh(place, after):
                 return await self._kept(place, after)
-        began = self._crier.changes.last
-        reply = await self._ask(peers, path, after, refresh=refresh)
+        first = await self._said(peers, path, after, refresh=refresh)
+        reply = first.reply
         is_worth_it = not (after or reply.is_pending or reply.is_stale) and reply.fresh_s > 0
         if is_worth_it and reply.entry_count <= COPIED_MAX:
-            copy = self._copies.do(directory, lambda: self._copy(path, place, peers, reply, began))
+            copy = self._copies.do(directory, lambda: self._copy(path, place, peers, first))
             if reply.is_last:
                 with suppress(MeshError):
                     await copy
@@ -208,32 +221,44 @@ class Listings:
                 self._tasks.create_task(quietly(copy), name=f"copy {path}")
         return reply
 
-    async def _copy(
-        self, path: str, place: Place, peers: Sequence[str], first: ListReply, began: int
-    ) -> None:
+    async def _said(
+        self,
+        peers: Sequence[str],
+        path: str,
+        after: str,
+        *,
+        refresh: bool = False,
+        is_ahead: bool = False,
+    ) -> _Said:
+        """Return a page of an owner. How long it took to come is its age as well."""
+        began, began_s = self._crier.changes.last, self._clock()
+        reply = await self._ask(peers, path, after, refresh=refresh, is_ahead=is_ahead)
+        took_s = self._clock() - began_s
+        aged = replace(reply, fresh_s=max(0.0, reply.fresh_s - took_s), age_s=reply.age_s + took_s)
+        return _Said(aged, began, began_s - reply.age_s)
+
+    async def _copy(self, path: str, place: Place, peers: Sequence[str], first: _Said) -> None:
         """Keep what the owners list, from its first page on."""
-        scan = await self._entries.begin_scan(
-            place.settings.url, place.path, self._clock() - first.age_s
-        )
-        reply = first
+        scan = await self._entries.begin_scan(place.settings.url, place.path, first.asked_s)
+        if scan is None:
+            return
+        said = first
         while True:
-            page = unpacked(reply.page)
+            page = unpacked(said.reply.page)
             await self._entries.add_page(scan, page)
-            if reply.is_last:
+            if said.reply.is_last:
                 break
-            after = page[-1][0] if page else ""
-            reply = await self._ask(peers, path, after, refresh=False)
-        if not self._crier.changes.is_touched(scan.directory, began):
+            said = await self._said(peers, path, page[-1][0] if page else "")
+            if said.asked_s < first.asked_s:
+                return  # an owner goes on that has an older listing
+        if not self._crier.changes.is_touched(scan.directory, first.began):
             changes = await self._entries.end_scan(scan)
             self._crier.note(place.settings.url, place.path, changes)
 
     async def _copy_from(self, path: str, place: Place, peer: str) -> None:
-        began = self._crier.changes.last
-        first = await self._ask([peer], path, "", refresh=False)
-        if not first.is_pending:
-            await self._copies.do(
-                _key(place), lambda: self._copy(path, place, [peer], first, began)
-            )
+        first = await self._said([peer], path, "")
+        if not first.reply.is_pending:
+            await self._copies.do(_key(place), lambda: self._copy(path, place, [peer], first))
 
     # As an owner: from the under-store
 
@@ -244,6 +269,9 @@ class Listings:
         try:
             async with asyncio.timeout(PENDING_S):
                 await self._scans.do(_key(place), lambda: self._scan(path, place), anew=anew)
+                # Who joins a scan that takes long gets what was true when it began.
+                if place.settings.max_age_s and not self._is_fresh(place, after):
+                    await self._scans.do(_key(place), lambda: self._scan(path, place), anew=True)
         except TimeoutError:
             return ListReply(EMPTY, is_last=False, is_pending=True)
         except UnderStoreUnavailable as error:
@@ -259,6 +287,7 @@ class Listings:
         source, directory = place.settings.url, _key(place)
         self._metrics.catalog_requests.labels("listed").inc()
         scan = await self._entries.begin_scan(source, place.path, self._clock())
+        assert scan is not None, "the clock never goes back"
         count = 0
         try:
             async for page in self._pages(path, place):
@@ -297,12 +326,10 @@ class Listings:
             if not nearer:
                 await self._scan(path, place, entries_max=BROUGHT_MAX)
                 return
-            began = self._crier.changes.last
-            reply = await self._ask(nearer, path, "", refresh=False, is_ahead=True)
+            first = await self._said(nearer, path, "", is_ahead=True)
+            reply = first.reply
             if not reply.is_pending and reply.fresh_s > 0 and reply.entry_count <= COPIED_MAX:
-                await self._copies.do(
-                    _key(place), lambda: self._copy(path, place, nearer, reply, began)
-                )
+                await self._copies.do(_key(place), lambda: self._copy(path, place, nearer, first))
         except _TooLong:
             log.debug("listing not brought: it is too long", path=path)
         finally:

@@ -182,6 +182,7 @@ async def _running(
         "probe": neighbors.probe(),
         "watch lag": neighbors.watch_lag(),
         "repair": repair.run(),
+        "tidy": catalog.tidy(),
     }.items():
         tasks.create_task(work, name=name)
     stack.push_async_callback(membership.leave)

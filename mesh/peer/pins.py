@@ -38,6 +38,7 @@ TOMBSTONES_MAX = 500
 SHARE_TIMEOUT_S = 2.0
 LOOK_EVERY_S = 1.0
 EXCHANGE_EVERY_S = 30.0
+AGAIN_AFTER_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,16 +158,18 @@ class Pins:
             if newcomers or self._clock() >= due_s:
                 due_s = self._clock() + EXCHANGE_EVERY_S
                 asked = newcomers or self._others()
-                if asked:
-                    await self._exchange(random.choice(asked), self.all().pins)  # noqa: S311
+                if asked and not await self._exchange(random.choice(asked), self.all().pins):  # noqa: S311
+                    due_s = self._clock() + AGAIN_AFTER_S
             await asyncio.sleep(LOOK_EVERY_S)
 
-    async def _exchange(self, peer: str, said: Iterable[Pin]) -> None:
-        with suppress(MeshError):
-            answer = await self._neighbors.ask(
-                peer, SHARE_PINS, PinList(tuple(said)), timeout_s=SHARE_TIMEOUT_S
-            )
-            await self.merge(answer.pins)
+    async def _exchange(self, peer: str, said: Iterable[Pin]) -> bool:
+        request = PinList(tuple(said))
+        try:
+            answer = await self._neighbors.ask(peer, SHARE_PINS, request, timeout_s=SHARE_TIMEOUT_S)
+        except MeshError:
+            return False
+        await self.merge(answer.pins)
+        return True
 
     def _others(self) -> list[str]:
         neighbors = self._neighbors

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from itertools import dropwhile, takewhile
 
 from mesh.blocks import PIECE_BYTES, FileVersion, Span, pieces_of
@@ -121,11 +121,14 @@ class BlockReader(BlockFiller):
             return LOCAL
         if holder and await self.copy(file, index, holder):
             return PEER
+        landing: Landing | None = None
         if not holder and self._neighbors.is_me(next(iter(self._neighbors.owners(key)), "")):
-            landing = self._fills.board(file, index, self._fill_new)
-        else:
+            with suppress(UnderStoreUnavailable):  # another owner may reach it
+                landing = self._fills.board(file, index, self._fill_new)
+                await landing.wait_end()
+        if landing is None or not landing.is_done:
             landing = self._reads.board(file, index, self._found)
-        await landing.wait_end()
+            await landing.wait_end()
         if not await self._store.holds(file, index):
             raise StoreFull(f"block {key} can't be kept here")
         return landing.origin

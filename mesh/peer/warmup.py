@@ -51,6 +51,9 @@ BUSY_PAUSE_S = 0.5
 """A block that was just read is leased for a moment, and can't be dropped."""
 
 STATED_AT_ONCE = 32
+STATED_MAX = 10_000
+"""Of so many missing files one looks what became of them; the others are just missing."""
+
 LOST = "no peer has all of it: evicted, or lost with its peer"
 
 
@@ -83,6 +86,7 @@ class Warmup:
         self._reasons: dict[bytes, str] = {}
         self._unwalked: dict[str, str] = {}
         self._unwalked_count = 0
+        self._is_blind = False  # the under-store does not say what became of files
 
     async def run(self, roots: Spool[bytes]) -> bool:
         """Do it all; return whether everything is as it should be."""
@@ -152,7 +156,7 @@ class Warmup:
     async def _kept(self, files: Sequence[FileVersion], *, is_strict: bool) -> list[int]:
         """Return which blocks of each file are kept by as many peers as are wanted."""
         wanted = self._wanted_peers()
-        replies = await self._crew.holdings(files, copies=self.job.replicas)
+        replies = await self._crew.holdings(files, copies=self.job.replicas, named=wanted)
         held = {peer: r.sure if is_strict else r.masks for peer, r in replies.items()}
         if wanted:
             found = [held.get(peer, (0,) * len(files)) for peer in wanted]
@@ -174,14 +178,14 @@ class Warmup:
         todo = plan
         with ExitStack() as spools:
             for _ in range(ROUNDS):
-                census = self._crew.census()
+                crew = (self._crew.census(), self._crew.unanswered)
                 self._reasons.clear()
                 for is_first in self._passes():
                     await self._bring(todo, is_first=is_first)
                 tally.blocks, tally.size_bytes = planned_blocks, planned_bytes
                 missing = spools.enter_context(self._spool())
                 await self._verify(plan, missing)
-                if not missing.count or census == self._crew.census():
+                if not missing.count or crew == (self._crew.census(), self._crew.unanswered):
                     return
                 log.info("warm-up goes on: peers came or went", missing=missing.count)
                 todo = missing
@@ -229,6 +233,7 @@ class Warmup:
             except NotFound:
                 return None, "it was removed"
             except MeshError as error:
+                self._is_blind = self._is_blind or isinstance(error, Unavailable)
                 return one, str(error)
             if now.file is None:
                 return None, "it is a directory now"
@@ -245,8 +250,10 @@ class Warmup:
         tally.kept_files = tally.kept_blocks = tally.kept_bytes = 0
         named: dict[str, str] = {}
         lacking_count = 0
+        self._is_blind = False
         async for page in plan.frames():
-            lacking = await self._lacking(page)
+            is_looked_at = lacking_count < STATED_MAX and not self._is_blind
+            lacking = await self._lacking(page, is_looked_at=is_looked_at)
             for one, reason in lacking:
                 if len(named) < FAILURES_NAMED:
                     named[one.shown] = reason
@@ -255,7 +262,9 @@ class Warmup:
         self._show_failures(named, lacking_count)
         tally.is_verified = True
 
-    async def _lacking(self, page: Sequence[PlannedFile]) -> list[tuple[PlannedFile, str]]:
+    async def _lacking(
+        self, page: Sequence[PlannedFile], *, is_looked_at: bool
+    ) -> list[tuple[PlannedFile, str]]:
         """Count what is kept of a page; return what is not kept whole, and why."""
         files = [one.version() for one in page]
         kept = await self._kept(files, is_strict=True)
@@ -269,7 +278,9 @@ class Warmup:
             return []
         # What was planned may not exist any more; then what is there now counts.
         lacking = []
-        now = await self._stated([one for one, _ in doubtful])
+        now: list[tuple[PlannedFile | None, str]] = [(one, "") for one, _ in doubtful]
+        if is_looked_at:
+            now = await self._stated([one for one, _ in doubtful])
         pairs = zip(doubtful, now, strict=True)
         versions = [(there or one).version() for (one, _), (there, _) in pairs]
         kept = await self._kept(versions, is_strict=True)

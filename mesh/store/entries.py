@@ -18,7 +18,7 @@ written before it booted has another generation, and is not fresh.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 from math import inf
@@ -32,6 +32,9 @@ from mesh.blocks import Attributes
 
 NEGATIVE_S = 0.5
 """For so long it is believed that a path does not exist."""
+
+DOUBTFUL = 0
+"""The generation of what somebody said has changed; its time is that of the word."""
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 KEY_BYTES = 16
@@ -112,6 +115,11 @@ class DirectoryRecord(msgspec.Struct, frozen=True, array_like=True):
     last_scan: int = 0
     """The number that the last scan was given, whole or not."""
 
+    last_scan_ms: int = 0
+    """When that began."""
+
+    last_scan_generation: int = 0
+
     listed_ms: int = 0
     """When the last whole scan began."""
 
@@ -122,6 +130,13 @@ class DirectoryRecord(msgspec.Struct, frozen=True, array_like=True):
 
     heard_ms: int = 0
     """When it was last asked for: what nobody asks for is forgotten."""
+
+    def scan_at(self, asked_ms: int, generation: int) -> int:
+        """Return the last scan that what was asked then is as good as; 0 if none."""
+        if generation == self.last_scan_generation and asked_ms >= self.last_scan_ms:
+            return self.last_scan
+        is_later = generation == self.listed_generation and asked_ms >= self.listed_ms
+        return self.scan if is_later else 0
 
 
 _decode_directory = msgspec.msgpack.Decoder(DirectoryRecord).decode
@@ -153,6 +168,17 @@ def is_same(one: Attributes | None, other: Attributes | None) -> bool:
     return (one.size_bytes, one.mtime_ns // 10**9) == (other.size_bytes, other.mtime_ns // 10**9)
 
 
+def is_news(old: EntryRecord, new: EntryRecord) -> bool:
+    """Whether what is said now is to replace what is known.
+
+    Not if it was asked before. Of a name that somebody said has changed (`doubt`), what was
+    known already is no news when it was asked before that word came: it is a late copy.
+    """
+    if old.generation == DOUBTFUL and old.asked_ms >= new.asked_ms:
+        return not is_same(old.attributes, new.attributes)
+    return old.generation != new.generation or old.asked_ms <= new.asked_ms
+
+
 class Entries:
     """The tables, open. Reading is synchronous: 2 to 4 µs for an entry."""
 
@@ -165,7 +191,7 @@ class Entries:
 
     @property
     def generation(self) -> int:
-        """Number of this boot of the host; 0 while no peer has run since it booted."""
+        """Number of this boot of the host, from 1 on; 0 while no peer has run since it booted."""
         with self.env.begin(db=self._meta) as txn:
             return self._generation(txn)
 
@@ -265,14 +291,9 @@ class Entries:
         key = directory + _name(name)
         value = txn.get(key, db=self._entries)
         old = None if value is None else EntryRecord.unpack(value)
-        if (
-            old is not None
-            and old.generation == record.generation
-            and old.asked_ms > record.asked_ms
-        ):
+        if old is not None and not is_news(old, record):
             if record.scan > old.scan:
-                newer = EntryRecord(old.attributes, old.asked_ms, old.generation, record.scan)
-                txn.put(key, newer.pack(), db=self._entries)
+                txn.put(key, replace(old, scan=record.scan).pack(), db=self._entries)
             return old.attributes
         txn.put(key, record.pack(), db=self._entries)
         return None if old is None else old.attributes
@@ -284,14 +305,14 @@ class Entries:
         value = txn.get(directory, db=self._directories)
         return None if value is None else _decode_directory(value)
 
-    def doubt(self, txn: Any, directory: bytes, name: str) -> bool:
+    def doubt(self, txn: Any, directory: bytes, name: str, now_ms: int) -> bool:
         """Have a name looked up again, whatever its age; say whether it was known."""
         key = directory + _name(name)
         value = txn.get(key, db=self._entries)
         if value is None:
             return False
         old = EntryRecord.unpack(value)
-        doubtful = EntryRecord(old.attributes, old.asked_ms, 0, old.scan)
+        doubtful = replace(old, asked_ms=now_ms, generation=DOUBTFUL)
         return bool(txn.put(key, doubtful.pack(), db=self._entries))
 
     def sweep(

@@ -19,7 +19,14 @@ import msgspec
 
 from mesh.blocks import Attributes
 from mesh.clock import Clock
-from mesh.store.entries import DirectoryRecord, Entries, EntryRecord, directory_key, is_same
+from mesh.store.entries import (
+    DirectoryRecord,
+    Entries,
+    EntryRecord,
+    directory_key,
+    is_news,
+    is_same,
+)
 
 FLUSH_AFTER_S = 0.003
 NOTED_MAX = 1000
@@ -27,6 +34,8 @@ NOTED_MAX = 1000
 
 SWEPT_TOGETHER = 2000
 FORGOTTEN_TOGETHER = 2000
+LOOKED_AT_TOGETHER = 256
+HEARD_AGAIN_MS = 60_000
 CHANGES_MAX = 256
 """So many changed names are told one by one; more mean that all of a directory changed."""
 
@@ -105,7 +114,7 @@ class EntryStore:
         if old is not None and not is_same(old.attributes, about):
             changes.names.append(name)
             changes.is_listing = (old.attributes is None) is not (about is None)
-        if old is None or old.generation != record.generation or old.asked_ms <= record.asked_ms:
+        if old is None or is_news(old, record):
             self._noted[directory, name] = (source, path, record)
             if len(self._noted) >= NOTED_MAX:
                 self.flush()
@@ -139,13 +148,16 @@ class EntryStore:
     def _put_all(
         self, txn: object, batch: dict[tuple[bytes, str], tuple[str, str, EntryRecord]]
     ) -> None:
-        scans: dict[bytes, int] = {}
+        known: dict[bytes, DirectoryRecord] = {}
         for (directory, name), (source, path, record) in batch.items():
-            if directory not in scans:
-                scans[directory] = self._known(txn, directory, source, path).last_scan
-            seen = EntryRecord(
-                record.attributes, record.asked_ms, record.generation, scans[directory]
-            )
+            if directory not in known:
+                about = self._known(txn, directory, source, path)
+                if abs(self._now_ms() - about.heard_ms) > HEARD_AGAIN_MS:
+                    about = _with(about, heard_ms=self._now_ms())
+                    self.tables.put_directory(txn, directory, about)
+                known[directory] = about
+            scan = known[directory].scan_at(record.asked_ms, record.generation)
+            seen = EntryRecord(record.attributes, record.asked_ms, record.generation, scan)
             self.tables.put(txn, directory, name, seen)
 
     def _known(self, txn: object, directory: bytes, source: str, path: str) -> DirectoryRecord:
@@ -161,16 +173,23 @@ class EntryStore:
         """Return since when the whole listing is known; None when it is not."""
         return self.tables.listed_s(directory)
 
-    async def begin_scan(self, source: str, path: str, asked_s: float) -> Scan:
+    async def begin_scan(self, source: str, path: str, asked_s: float) -> Scan | None:
         """Take the pages of a scan that began then; nothing shows before `end_scan`."""
         directory = directory_key(source, path)
 
-        def begin(txn: object) -> Scan:
+        def begin(txn: object) -> Scan | None:
             old = self._known(txn, directory, source, path)
-            number = old.last_scan + 1
-            self.tables.put_directory(txn, directory, _with(old, last_scan=number))
             asked_ms = int(asked_s * 1000)
-            return Scan(directory, number, asked_ms, self._generation, old.scan > 0)
+            if old.last_scan_generation == self._generation and asked_ms < old.last_scan_ms:
+                return None
+            begun = _with(
+                old,
+                last_scan=old.last_scan + 1,
+                last_scan_ms=asked_ms,
+                last_scan_generation=self._generation,
+            )
+            self.tables.put_directory(txn, directory, begun)
+            return Scan(directory, begun.last_scan, asked_ms, self._generation, old.scan > 0)
 
         return await self._write(begin)
 
@@ -212,11 +231,11 @@ class EntryStore:
 
         def end(txn: object) -> None:
             old = self.tables.get_directory(txn, scan.directory)
-            if old is None:
+            if old is None or old.scan > scan.number:
                 return
             record = _with(
                 old,
-                scan=max(old.scan, scan.number),
+                scan=scan.number,
                 listed_ms=scan.asked_ms,
                 listed_generation=scan.generation,
                 entry_count=entry_count,
@@ -240,7 +259,7 @@ class EntryStore:
 
         def doubt(txn: object) -> None:
             for name in changes.names:
-                self.tables.doubt(txn, directory, name)
+                self.tables.doubt(txn, directory, name, self._now_ms())
             old = self.tables.get_directory(txn, directory)
             if old is None:
                 return
@@ -253,22 +272,24 @@ class EntryStore:
 
         await self._write(doubt)
 
+    async def idle(self, after: bytes, *, for_s: float) -> tuple[list[bytes], bytes | None]:
+        """Return directories that nobody asked about for so long, among those after *after*,
+        and after which to go on; None at the end."""
+        known = await asyncio.to_thread(self.tables.directories_after, after, LOOKED_AT_TOGETHER)
+        now_ms = self._now_ms()
+        idle = [
+            directory
+            for directory, about in known
+            if not 0 <= now_ms - about.heard_ms <= for_s * 1000
+        ]
+        return idle, known[-1][0] if len(known) == LOOKED_AT_TOGETHER else None
+
     async def forget(self, directory: bytes) -> None:
         """Forget all that is known of a directory."""
         while not await self._write(
             partial(self.tables.forget, directory=directory, count=FORGOTTEN_TOGETHER)
         ):
             pass
-
-    async def heard(self, directory: bytes) -> None:
-        """Note that a directory was asked for, so that it is not forgotten soon."""
-
-        def note(txn: object) -> None:
-            old = self.tables.get_directory(txn, directory)
-            if old is not None:
-                self.tables.put_directory(txn, directory, _with(old, heard_ms=self._now_ms()))
-
-        await self._write(note)
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)

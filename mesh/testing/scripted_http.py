@@ -7,6 +7,8 @@ with ScriptedHttp(lambda asked: Answer(503)) as server:
 
 from __future__ import annotations
 
+import ssl
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -42,12 +44,17 @@ class Answer:
 class ScriptedHttp:
     """Answers each request as the script says; keeps what was asked."""
 
-    def __init__(self, script: Callable[[Asked], Answer]) -> None:
+    def __init__(
+        self, script: Callable[[Asked], Answer], *, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.script = script
         self.requests: list[Asked] = []
-        self._server = ThreadingHTTPServer((HOST, 0), self._handler())
+        self._server = _Server((HOST, 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self.endpoint = f"http://{HOST}:{self._server.server_address[1]}"
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        scheme = "https" if tls else "http"
+        self.endpoint = f"{scheme}://{HOST}:{self._server.server_address[1]}"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -87,3 +94,10 @@ class ScriptedHttp:
                 """Print nothing."""
 
         return Handler
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that hangs up; that is its right."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)

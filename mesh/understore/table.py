@@ -39,14 +39,17 @@ class MountTable:
         """Take the mounts by path, and the open under-stores by URL."""
         self._mounts = {_parts(path): settings for path, settings in mounts.items()}
         self._stores = stores
+        below = {"/".join(parts): settings for parts, settings in self._mounts.items()}
+        self._deepest_first = sorted(below.items(), key=lambda each: -len(each[0]))
 
     def place(self, path: str) -> Place:
         """Return where *path* is; `NotFound` when no mount is over it."""
-        parts = _parts(path)
-        for depth in range(len(parts), -1, -1):
-            if (settings := self._mounts.get(parts[:depth])) is not None:
-                store = self._stores[settings.url]
-                return Place(settings, store, "/".join(parts[depth:]))
+        path = plain(path)
+        for mount, settings in self._deepest_first:
+            if not mount:
+                return Place(settings, self._stores[settings.url], path)
+            if path.startswith(mount) and path[len(mount) : len(mount) + 1] in ("", "/"):
+                return Place(settings, self._stores[settings.url], path[len(mount) + 1 :])
         raise NotFound(f"{path}: no mount is over it")
 
     def store_of(self, file: FileVersion) -> UnderStore:
@@ -91,6 +94,13 @@ class MountTable:
 def name_bytes(name: str) -> bytes:
     """Return what names are ordered by."""
     return name.encode("utf-8", "surrogateescape")
+
+
+def plain(path: str) -> str:
+    """Return a path without empty parts."""
+    if path and (path[0] == "/" or path[-1] == "/" or "//" in path):
+        return "/".join(_parts(path))
+    return path
 
 
 def attributes_of(file: FileVersion) -> Attributes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from mesh.blocks import MIB, Attributes, DirectoryEntry
 
@@ -42,6 +42,7 @@ class UnderStore(Protocol):
     ) -> AsyncIterator[bytes]:
         """Yield the range in order, in runs of at most `request_bytes`.
 
+        A run may be a `memoryview` of a library's own memory instead of bytes.
         All bytes are those of the content that *about* names: `Stale` is raised
         instead of a run when the file has changed or has gone.
         """
@@ -64,25 +65,98 @@ class S3Settings:
     secret_key: str = field(default="", repr=False)
     session_token: str = field(default="", repr=False)
 
+    profile: str = ""
+    """A section of ~/.aws/config; "" is AWS_PROFILE, or the usual places."""
+
+    role_arn: str = ""
+    web_identity_token_file: str = ""
+    """With `role_arn`: the role is taken with the token in this file."""
+
+    checksum: Literal["auto", "off"] = "auto"
+    """auto: the checksum headers of newer SDKs are sent to AWS's own servers alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HdfsSettings:
+    """How to reach HDFS; what is "" is left to hdfs-native and its environment."""
+
+    config_dir: str = ""
+    """The directory of core-site.xml and hdfs-site.xml; "" is HADOOP_CONF_DIR."""
+
+    kerberos_principal: str = ""
+    kerberos_keytab: str = ""
+    options: tuple[tuple[str, str], ...] = ()
+    """Keys of hdfs-site.xml, such as the NameNodes of a nameservice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GcsSettings:
+    """How to reach Google Cloud Storage; credentials are Google's default ones."""
+
+    endpoint: str = ""
+    anonymous: bool = False
+    project: str = ""
+    target_service_account: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AzureSettings:
+    """How to reach Azure Blob Storage; without keys, by Azure's default credential."""
+
+    account: str = ""
+    """"" when the URL names it: abfs://container@account.dfs.core.windows.net."""
+
+    account_key: str = field(default="", repr=False)
+    sas_token: str = field(default="", repr=False)
+    tenant_id: str = ""
+    client_id: str = ""
+    client_secret: str = field(default="", repr=False)
+    endpoint: str = ""
+    """URL of another server, such as an emulator."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FsspecSettings:
+    """What the implementation is given besides the URL."""
+
+    options: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnderStoreSettings:
     """One line of the mount table."""
 
     url: str
-    """file:///path or s3://bucket/prefix."""
+    """Such as file:///path or s3://bucket/prefix; `mesh.understore.open` has all kinds."""
 
     block_bytes: int = 4 * MIB
     max_age_s: float = 60.0
     """How long a path's attributes may be believed; inf: for ever, 0: never."""
 
     concurrency: int = 16
-    """Requests under way at once."""
+    """Requests under way at once, at most: fewer while it says that we are too fast."""
 
     request_bytes: int = 4 * MIB
     """The most that one request asks for."""
 
     timeout_s: float = 30.0
-    """Deadline of one request: pyarrow has none of its own on Linux."""
+    """Deadline of one request, with all that it takes to repeat it."""
+
+    uid: int | None = None
+    """Owner of everything; None is whoever mounts it."""
+
+    gid: int | None = None
+    file_mode: int = 0o644
+    """For under-stores that keep no permission bits."""
+
+    directory_mode: int = 0o755
+    umask: int = 0
+    """Taken away from all modes, also from those that the under-store keeps."""
+
+    read_only: bool = False
 
     s3: S3Settings = field(default_factory=S3Settings)
+    hdfs: HdfsSettings = field(default_factory=HdfsSettings)
+    gcs: GcsSettings = field(default_factory=GcsSettings)
+    azure: AzureSettings = field(default_factory=AzureSettings)
+    fsspec: FsspecSettings = field(default_factory=FsspecSettings)

@@ -129,12 +129,20 @@ def _change_to(value: m.Change) -> pb.Change:
         names=[path_bytes(name) for name in value.names],
         is_all=value.is_all,
         is_listing=value.is_listing,
+        is_passed_on=value.is_passed_on,
     )
 
 
 def _change_of(value: pb.Change) -> m.Change:
     names = tuple(path_text(name) for name in value.names)
-    return m.Change(value.source, path_text(value.path), names, value.is_all, value.is_listing)
+    return m.Change(
+        value.source,
+        path_text(value.path),
+        names,
+        value.is_all,
+        value.is_listing,
+        value.is_passed_on,
+    )
 
 
 def _decode_invalidate(data: bytes) -> m.InvalidateRequest:

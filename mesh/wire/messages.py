@@ -128,6 +128,7 @@ class Change:
     names: tuple[str, ...] = ()
     is_all: bool = False
     is_listing: bool = False
+    is_passed_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)

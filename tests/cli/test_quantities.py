@@ -17,12 +17,16 @@ from mesh.cli.quantities import (
     BrokenRule,
     check_url,
     format_max_age,
+    format_mode,
     format_seconds,
     format_size,
     is_loopback,
+    parse_id,
     parse_max_age,
+    parse_mode,
     parse_seconds,
     parse_size,
+    shown,
     split_address,
     toml_value,
 )
@@ -192,6 +196,16 @@ def test_loopback_is_what_only_this_host_reaches(address: str, *, expected: bool
         ("s3://bucket", "s3://bucket"),
         ("s3://bucket/", "s3://bucket"),
         ("s3://my.bucket/a/b/", "s3://my.bucket/a/b"),
+        ("hdfs://name-node:8020/data/", "hdfs://name-node:8020/data"),
+        ("hdfs://nameservice", "hdfs://nameservice"),
+        ("gs://my_bucket/a/", "gs://my_bucket/a"),
+        ("abfs://container/a", "abfs://container/a"),
+        (
+            "abfss://c0ntainer@account.dfs.core.windows.net/a/",
+            "abfss://c0ntainer@account.dfs.core.windows.net/a",
+        ),
+        ("fsspec+memory://", "fsspec+memory://"),
+        ("fsspec+sftp://user@host/a/", "fsspec+sftp://user@host/a"),
     ],
 )
 def test_equal_places_have_equal_urls(written: str, url: str) -> None:
@@ -199,12 +213,60 @@ def test_equal_places_have_equal_urls(written: str, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "written",
-    ["", "/data", "file://data", "file:///a/../b", "s3://", "s3://B", "s3:///a", "hdfs://a"],
+    ("written", "mend"),
+    [
+        ("", "file:///path, s3://bucket/prefix or another one"),
+        ("/data", "file:///path, s3://bucket/prefix or another one"),
+        ("ftp://host/", "file:///path, s3://bucket/prefix or another one"),
+        ("file://data", "one such as file:///path"),
+        ("file:///a/../b", "one such as file:///path"),
+        ("s3://", "one such as s3://bucket/prefix"),
+        ("s3://B", "one such as s3://bucket/prefix"),
+        ("s3:///a", "one such as s3://bucket/prefix"),
+        ("s3://bucket/a//b", "one such as s3://bucket/prefix"),
+        ("s3://bucket/../b", "one such as s3://bucket/prefix"),
+        ("hdfs:///a", "one such as hdfs://host:8020/path"),
+        ("hdfs://host:port/a", "one such as hdfs://host:8020/path"),
+        ("gs://B", "one such as gs://bucket/prefix"),
+        ("abfs://container@elsewhere.org", "one such as abfs://container/prefix"),
+    ],
 )
-def test_what_is_no_under_store_says_why(written: str) -> None:
-    with pytest.raises(BrokenRule, match=r"^is not a URL of an under-store; write file:///path"):
+def test_what_is_no_under_store_says_why(written: str, mend: str) -> None:
+    with pytest.raises(BrokenRule, match=f"^is not a URL of an under-store; write {mend}"):
         check_url(written)
+
+
+@pytest.mark.parametrize("url", ["fsspec+sftp://u:hush@host/a", "fsspec+http://host/a?key=hush"])
+def test_a_secret_has_no_place_in_a_url(url: str) -> None:
+    with pytest.raises(
+        BrokenRule, match=r"^may have a secret in it; write it as a key of"
+    ) as caught:
+        check_url(url)
+    assert "hush" not in str(caught.value)
+    assert "hush" not in shown(url)
+
+
+@pytest.mark.parametrize(("written", "mode"), [("0644", 0o644), ("22", 0o22), ("0o700", 0o700)])
+def test_modes_are_octal_text(written: str, mode: int) -> None:
+    assert parse_mode(written) == mode
+    assert parse_mode(format_mode(mode)) == mode
+
+
+@pytest.mark.parametrize("written", [644, "0888", "01777", "", "-1", "rw-r--r--", True])
+def test_what_is_no_mode_says_why(written: object) -> None:
+    with pytest.raises(BrokenRule, match=r"^is not an octal mode; write one in quotes"):
+        parse_mode(written)
+
+
+@pytest.mark.parametrize(("written", "number"), [(0, 0), ("1000", 1000), ("", None), (None, None)])
+def test_users_are_numbers(written: object, number: int | None) -> None:
+    assert parse_id(written) == number
+
+
+@pytest.mark.parametrize("written", [-1, 2**32 - 1, "root", 1.0, True, "1.5"])
+def test_what_is_no_user_says_why(written: object) -> None:
+    with pytest.raises(BrokenRule, match=r"^is not a number of a user or group"):
+        parse_id(written)
 
 
 @given(st.text())

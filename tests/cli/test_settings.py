@@ -145,7 +145,11 @@ DURATION = "is not a duration; write a number with a unit, such as 500ms or 60s"
 NAME = "is not a name; write 1 to 63 of a-z, 0-9 and -, and no - in front"
 TABLE = "is not a table; write its keys under a [section] of their own"
 BLOCK = "is not a power of two from 64KiB to 64MiB; write one such as 4MiB"
-URL = "is not a URL of an under-store; write file:///path or s3://bucket/prefix"
+URL = (
+    "is not a URL of an under-store; "
+    "write file:///path, s3://bucket/prefix or another one of docs/understores.md"
+)
+S3_URL = "is not a URL of an under-store; write one such as s3://bucket/prefix"
 MOUNT = (
     "is not an absolute, normalized path; "
     'write it from / on, without ".." or a / at the end, such as "/datasets"'
@@ -237,7 +241,7 @@ def test_a_bad_value_is_one_line(
         (
             '[mounts."/"]',
             f'url = "s3://user:{CANARY}@bucket?token={CANARY}"',
-            f'mounts."/".url: "s3://**********@bucket?**********" {URL}',
+            f'mounts."/".url: "s3://**********@bucket?**********" {S3_URL}',
         ),
         ('[mounts."/"]', f's3 = "{CANARY}"', f'mounts."/".s3: {TABLE}'),
         ('[mounts."/data/"]', 'url = "file:///d"', f'mounts."/data/": "/data/" {MOUNT}'),

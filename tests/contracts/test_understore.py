@@ -1,4 +1,4 @@
-"""One contract for every under-store: in memory, a directory, and two S3 servers."""
+"""One contract for every under-store: in memory, a directory, and real servers of each kind."""
 
 from __future__ import annotations
 
@@ -6,120 +6,46 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import boto3
 import pytest
 
 from mesh.blocks import MIB
 from mesh.errors import NotADirectory, NotFound, Refused, Stale, UnderStoreUnavailable
 from mesh.metrics import Metrics
-from mesh.testing.memory import MemoryUnderStore
-from mesh.testing.servers import MotoS3, SeaweedS3, free_port
-from mesh.understore.arrow import open_under_store
-from mesh.understore.understore import S3Settings, UnderStore, UnderStoreSettings
+from mesh.testing.servers import free_port
+from mesh.understore.open import open_under_store
+from mesh.understore.understore import S3Settings, UnderStoreSettings
+from tests.contracts import understores
+from tests.contracts.understores import Subject, names, s3_settings, whole
+
+SERVERS: dict[str, Callable[[Any], Subject]] = {
+    "moto": understores.s3,
+    "weed": understores.s3,
+    "hdfs": understores.hdfs,
+    "azurite": understores.azure,
+    "gcs": understores.gcs,
+}
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in SERVERS]
 
 
-@dataclass
-class Subject:
-    """An under-store, and a way to change it behind the mesh's back."""
-
-    store: UnderStore
-    write: Any
-    remove: Any
-
-
-def _memory() -> Subject:
-    store = MemoryUnderStore()
-    return Subject(store, store.write, store.remove)
-
-
-def _directory(root: Path) -> Subject:
-    def write(path: str, data: bytes) -> None:
-        target = root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
-
-    settings = UnderStoreSettings(url=root.as_uri(), timeout_s=5)
-    return Subject(open_under_store(settings, Metrics()), write, lambda p: (root / p).unlink())
-
-
-@pytest.fixture(scope="session")
-def moto(tmp_path_factory: Any) -> Iterator[Any]:
-    with MotoS3(tmp_path_factory.mktemp("moto")) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def weed(tmp_path_factory: Any) -> Iterator[Any]:
-    with SeaweedS3(tmp_path_factory.mktemp("weed")) as running:
-        yield running
-
-
-def s3_settings(server: Any, bucket: str, prefix: str = "") -> UnderStoreSettings:
-    return UnderStoreSettings(
-        url=f"s3://{bucket}/{prefix}".rstrip("/"),
-        timeout_s=10,
-        s3=S3Settings(
-            endpoint=server.endpoint,
-            access_key=server.access_key,
-            secret_key=server.secret_key,
-        ),
-    )
-
-
-def boto(server: Any) -> Any:
-    return boto3.client(
-        "s3",
-        endpoint_url=server.endpoint,
-        aws_access_key_id=server.access_key,
-        aws_secret_access_key=server.secret_key,
-        region_name="us-east-1",
-    )
-
-
-_buckets = iter(range(1000))
-
-
-def _s3(server: Any) -> Subject:
-    bucket = f"bucket-{next(_buckets)}"
-    server.make_bucket(bucket)
-    client = boto(server)
-    settings = s3_settings(server, bucket, "some/prefix")
-    return Subject(
-        open_under_store(settings, Metrics()),
-        lambda p, data: client.put_object(Bucket=bucket, Key=f"some/prefix/{p}", Body=data),
-        lambda p: client.delete_object(Bucket=bucket, Key=f"some/prefix/{p}"),
-    )
-
-
-S3_SERVERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("moto", "weed")]
-
-
-@pytest.fixture(params=["memory", "directory", *S3_SERVERS])
+@pytest.fixture(params=["memory", "directory", "fsspec-memory", "fsspec-file", *SLOW])
 async def subject(request: Any, tmp_path: Path) -> AsyncIterator[Subject]:
-    if request.param in ("moto", "weed"):
-        made = _s3(request.getfixturevalue(request.param))
+    if request.param in SERVERS:
+        made = SERVERS[request.param](request.getfixturevalue(request.param))
+    elif request.param == "memory":
+        made = understores.memory()
+    elif request.param == "fsspec-memory":
+        made = understores.fsspec_memory()
     else:
-        made = _memory() if request.param == "memory" else _directory(tmp_path)
+        protocol = "fsspec+" if request.param == "fsspec-file" else ""
+        made = understores.directory(tmp_path, protocol=protocol)
     yield made
     await made.store.aclose()
-
-
-async def whole(store: UnderStore, path: str, offset: int = 0, size: int | None = None) -> bytes:
-    stat = await store.stat(path)
-    size = stat.size_bytes - offset if size is None else size
-    return b"".join([run async for run in store.read(path, stat, offset, size)])
-
-
-async def names(store: UnderStore, path: str) -> dict[str, bool]:
-    pages = [page async for page in store.scan(path)]
-    assert all(len(page) <= 1000 for page in pages)
-    return {entry.name: entry.attributes.is_directory for page in pages for entry in page}
 
 
 async def test_stat_says_size_and_kind(subject: Subject) -> None:
@@ -174,14 +100,18 @@ async def test_names(subject: Subject, name: str) -> None:
 
 
 async def test_more_entries_than_a_page(subject: Subject) -> None:
-    if isinstance(subject.store, MemoryUnderStore) or "Local" in type(subject.store).__name__:
-        for number in range(2500):
-            subject.write(f"many/{number:05}", b"")
-        assert len(await names(subject.store, "many")) == 2500
-    else:
-        for number in range(1100):
-            subject.write(f"many/{number:05}", b"x")
-        assert len(await names(subject.store, "many")) == 1100
+    subject.fill("many", 1100)
+    assert sorted(await names(subject.store, "many")) == [f"{n:05}" for n in range(1100)]
+
+
+async def test_a_listing_names_the_version_that_a_stat_names(subject: Subject) -> None:
+    """Or none: no peer must take two names of one content for two versions."""
+    subject.write("d/f", b"12345")
+    [[entry]] = [page async for page in subject.store.scan("d")]
+    found = await subject.store.stat("d/f")
+    listed = entry.attributes
+    assert listed.size_bytes == found.size_bytes
+    assert (listed.tag, listed.mtime_ns) == (found.tag, found.mtime_ns) or not listed.tag
 
 
 async def test_another_content_has_another_tag(subject: Subject) -> None:
@@ -241,7 +171,7 @@ async def test_a_link_never_leads_outside(tmp_path: Path) -> None:
     (root / "bad").symlink_to("../secret")
     (root / "dangling").symlink_to("nowhere")
     os.mkfifo(root / "fifo")
-    subject = _directory(root)
+    subject = understores.directory(root)
     assert await whole(subject.store, "good") == b"fine"
     for path in ("bad", "../secret", "dangling"):
         with pytest.raises(NotFound):
@@ -253,7 +183,7 @@ async def test_a_link_never_leads_outside(tmp_path: Path) -> None:
 async def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     (tmp_path / name).write_bytes(b"latin")
-    subject = _directory(tmp_path)
+    subject = understores.directory(tmp_path)
     assert await names(subject.store, "") == {name: False}
     assert await whole(subject.store, name) == b"latin"
     await subject.store.aclose()
@@ -263,7 +193,7 @@ async def test_a_root_that_looks_alike_is_outside_too(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root2").mkdir()
     (tmp_path / "root2" / "f").write_text("x")
-    subject = _directory(tmp_path / "root")
+    subject = understores.directory(tmp_path / "root")
     with pytest.raises(NotFound):
         await subject.store.stat("../root2/f")
     await subject.store.aclose()
@@ -280,7 +210,7 @@ async def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
         "import asyncio, os, sys\n"
         "from mesh.errors import Refused\n"
         "from mesh.metrics import Metrics\n"
-        "from mesh.understore.arrow import open_under_store\n"
+        "from mesh.understore.open import open_under_store\n"
         "from mesh.understore.understore import UnderStoreSettings\n"
         "os.setuid(65534)\n"
         "async def go():\n"
@@ -301,7 +231,7 @@ async def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
 
 
 async def test_a_deadline_ends_the_wait(tmp_path: Path) -> None:
-    subject = _directory(tmp_path)
+    subject = understores.directory(tmp_path)
     store = open_under_store(UnderStoreSettings(url=tmp_path.as_uri(), timeout_s=0.05), Metrics())
     release = asyncio.Event()
     loop = asyncio.get_running_loop()

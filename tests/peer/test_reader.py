@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.blocks import MIB, FileVersion, Span
-from mesh.errors import NotFound, Stale, UnderStoreUnavailable
+from mesh.errors import NotFound, Stale, StoreFull, UnderStoreUnavailable
 from mesh.metrics import LOCAL, PEER, UNDER_STORE, Metrics, by_label, total
 from mesh.peer.reader import BlockReader
 from mesh.store.store import BlockStore, StoreSettings, open_store
@@ -337,3 +337,44 @@ async def test_blocks_that_cannot_be_are_not_found() -> None:
         # A piece that is not there is taken for one that is.
         pieces = [p async for p in n.reader.serve(n.file, 0, 99) if p.data]
         assert sorted(p.number for p in pieces) == [0, 1, 2]
+
+
+async def test_bring_has_a_block_kept_and_counts_no_read() -> None:
+    origin = origin_of()
+    async with node(alone(), origin) as n:
+        assert await n.reader.bring(n.file, 0) == UNDER_STORE
+        assert await n.bytes_here() == DATA
+        assert await n.reader.bring(n.file, 0) == LOCAL
+        assert total(n.metrics.read_bytes) == 0
+        assert origin.reads["model", 0] == 1
+
+
+async def test_bring_takes_a_copy_from_who_has_it() -> None:
+    origin = origin_of()
+    neighbors = MemoryNeighbors([ME, "a"], ME)
+    neighbors.held["a"][origin.version("model").key(0)] = DATA
+    async with node(neighbors, origin) as n:
+        assert await n.reader.bring(n.file, 0, holder="a") == PEER
+        assert await n.bytes_here() == DATA
+        assert not origin.reads
+    neighbors.dead = {"a"}
+    async with node(neighbors, origin) as n:
+        assert await n.reader.bring(n.file, 0, holder="a") == UNDER_STORE
+
+
+async def test_bring_goes_to_another_owner_when_only_this_peer_is_cut_off() -> None:
+    origin = origin_of()
+    neighbors = MemoryNeighbors([ME, "a"], ME)
+    neighbors.held["a"][origin.version("model").key(0)] = DATA
+    async with node(neighbors, origin) as n:
+        origin.go_away()
+        assert await n.reader.bring(n.file, 0) == PEER
+        assert await n.bytes_here() == DATA
+
+
+async def test_bring_says_when_a_block_cannot_be_kept() -> None:
+    async with node(alone(), origin_of(), capacity_bytes=MIB) as n:
+        with pytest.raises(StoreFull):
+            await n.reader.bring(n.file, 0)
+        with pytest.raises(NotFound):
+            await n.reader.bring(n.file, 1)

@@ -271,3 +271,20 @@ async def test_while_the_under_store_is_away_what_is_known_is_served_everywhere(
             page = await peer.catalog.page("big")
             assert page.is_stale
             assert len(await names(peer, "big")) == 10
+
+
+async def test_what_nobody_asks_about_is_forgotten_by_those_who_do_not_own_it(
+    tmp_path: Path,
+) -> None:
+    store = many(10)
+    async with cluster_of(tmp_path, store) as cluster:
+        first, second, third = owners(cluster, "big")
+        directory = directory_key(SOURCE, "big")
+        await names(cluster.peers[third], "big")
+        await until(lambda: cluster.peers[second].store.entries.listed_s(directory) is not None)
+        for name in NAMES:
+            assert await cluster.peers[name].catalog.forget_idle(for_s=3600.0) == 0
+        for name in (first, second, third):
+            assert await cluster.peers[name].catalog.forget_idle(for_s=-1.0) >= 0
+        listed = {n: p.store.entries.listed_s(directory) for n, p in cluster.peers.items()}
+        assert (listed[third], None in (listed[first], listed[second])) == (None, False)

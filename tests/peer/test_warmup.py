@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from mesh.blocks import KIB, MIB, BlockKey
+from mesh.blocks import KIB, MIB, BlockKey, DirectoryEntry
 from mesh.errors import NotFound, Refused
 from mesh.metrics import total
-from mesh.peer import delivery, warmup
+from mesh.peer import crew, delivery, warmup
 from mesh.peer.peer import Peer
 from mesh.peer.repair import Throttle
 from mesh.testing.cluster import Cluster, running_cluster
@@ -136,6 +136,21 @@ async def test_copies_come_from_peers_not_from_the_under_store(
         assert job.tally.peer_bytes == 2 * ALL_BYTES
 
 
+@pytest.mark.parametrize("options", [{}, {"replicas": 2}, {"peers": ("c",)}])
+async def test_in_a_large_mesh_only_those_are_asked_who_should_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(crew, "ALL_ASKED_MAX", 1)
+    monkeypatch.setattr(crew, "SPARE_OWNERS", 0)
+    under_store = tree()
+    async with mesh_of(tmp_path, under_store) as cluster:
+        job = await done(cluster.peers["a"], **options)
+        assert (job.state, job.tally.kept_bytes) == ("done", ALL_BYTES)
+        assert set(reads_of(under_store).values()) == {1}
+        again = await done(cluster.peers["b"], **options)
+        assert (again.tally.here_bytes, again.tally.peer_bytes) == (ALL_BYTES, 0)
+
+
 async def test_on_names_who_gets_it(tmp_path: Path) -> None:
     under_store = tree()
     async with mesh_of(tmp_path, under_store) as cluster:
@@ -227,6 +242,30 @@ async def test_a_file_that_may_not_be_read_is_missing_by_name(tmp_path: Path) ->
         assert job.tally.kept_files == ALL_FILES - 1
 
 
+class Odd(MemoryUnderStore):
+    """One directory may not be looked into, and one has gone when one does."""
+
+    async def scan(self, path: str) -> AsyncIterator[list[DirectoryEntry]]:
+        if path == "data/part-1":
+            raise NotFound(path)
+        if path == "data/part-2":
+            raise Refused(f"{path}: not for you")
+        async for page in super().scan(path):
+            yield page
+
+
+async def test_a_directory_that_cannot_be_listed_is_named_and_one_that_vanished_is_counted(
+    tmp_path: Path,
+) -> None:
+    async with mesh_of(tmp_path, Odd(tree().files)) as cluster:
+        job = await done(cluster.peers["a"])
+        assert job.state == "failed"
+        assert job.failures == (("/data/part-2", "data/part-2: not for you"),)
+        tally = job.tally
+        assert (tally.vanished_directories, tally.directories, tally.failed) == (1, 5, 1)
+        assert tally.kept_files == tally.files == ALL_FILES - 18
+
+
 async def test_what_does_not_fit_is_never_called_done(tmp_path: Path) -> None:
     """A rival said success at 36.5 of 84 GB."""
     under_store = MemoryUnderStore({f"f{n:02}": bytes([n]) * MIB for n in range(24)})
@@ -293,6 +332,25 @@ async def test_a_peer_that_stops_in_the_middle_loses_nothing(tmp_path: Path) -> 
         assert (job.state, job.failures) == ("done", ())
         for path, data in under_store.files.items():
             assert all(holders(cluster, under_store, path)) or not data
+
+
+async def test_a_peer_that_was_named_and_went_away_is_waited_for_and_then_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "PEER_AWAY_S", 0.3)
+    under_store = tree()
+    async with mesh_of(tmp_path, under_store) as cluster:
+        under_store.gate.clear()
+        order = JobOrder(kind="warm", paths=("/models/big",), peers=("c",))
+        started = await cluster.peers["a"].keeper.jobs.start(order)
+        await until(lambda: bool(under_store.reads))
+        await cluster.stop("c")
+        under_store.gate.set()
+        job = await ended(cluster.peers["a"], started.number)
+        assert job.state == "failed"
+        assert [path for path, _ in job.failures] == ["/models/big"]
+        assert "peer c" in job.failures[0][1]
+        assert all(holders(cluster, under_store, "models/big"))
 
 
 # Other kinds of jobs

@@ -61,6 +61,7 @@ async def listed(
     store: EntryStore, path: str, names: list[str], *, asked_s: float = 1000.0, size: int = 1
 ) -> Changes:
     scan = await store.begin_scan(SOURCE, path, asked_s)
+    assert scan is not None
     await store.add_page(scan, [(name, file(size)) for name in names])
     return await store.end_scan(scan)
 
@@ -87,6 +88,7 @@ async def test_an_entry_takes_at_most_250_bytes(tmp_path: Path) -> None:
     with opened(tmp_path) as (store, _):
         for directory in range(4):
             scan = await store.begin_scan(SOURCE, f"d{directory}", 1000.0)
+            assert scan is not None
             for start in range(0, 5000, 1000):
                 page = [(f"{n * 7919 % 5000:030}", file(n)) for n in range(start, start + 1000)]
                 await store.add_page(scan, page)
@@ -102,6 +104,7 @@ async def test_nothing_shows_before_a_scan_is_whole_and_nothing_of_one_that_fail
     with opened(tmp_path) as (store, _):
         directory = directory_key(SOURCE, "d")
         scan = await store.begin_scan(SOURCE, "d", 1000.0)
+        assert scan is not None
         await store.add_page(scan, [("a", file(1))])
         assert store.listed_s(directory) is None
         await listed(store, "d", ["b", "c"])
@@ -147,6 +150,7 @@ async def test_a_late_page_does_not_take_back_what_was_seen_since(tmp_path: Path
     """A scan began, then a name was looked up: the look-up knows better."""
     with opened(tmp_path) as (store, clock):
         scan = await store.begin_scan(SOURCE, "d", clock())
+        assert scan is not None
         clock.advance(1)
         store.note(SOURCE, "d", "new", file(5), clock())
         store.note(SOURCE, "d", "gone", None, clock())
@@ -245,3 +249,42 @@ def test_what_counts_as_the_same() -> None:
     directory = Attributes(is_directory=True, size_bytes=0, mtime_ns=1)
     assert is_same(directory, Attributes(is_directory=True, size_bytes=0, mtime_ns=2))
     assert not is_same(directory, one)
+
+
+async def test_what_was_heard_late_is_not_in_a_listing_that_began_after_it(tmp_path: Path) -> None:
+    """A file was looked up and removed, then the directory scanned, then the copy came."""
+    with opened(tmp_path) as (store, clock):
+        looked_s = clock()
+        clock.advance(5)
+        await listed(store, "d", ["other"], asked_s=clock())
+        store.note(SOURCE, "d", "gone", file(1), looked_s)
+        await store.flushed()
+        assert shown(store, "d") == ["other"]
+        store.note(SOURCE, "d", "new", file(1), clock())
+        await store.flushed()
+        assert shown(store, "d") == ["new", "other"]
+
+
+async def test_a_late_copy_of_what_has_changed_is_no_news(tmp_path: Path) -> None:
+    """The word of a change overtakes the copy of what was before."""
+    with opened(tmp_path) as (store, clock):
+        directory = directory_key(SOURCE, "d")
+        store.note(SOURCE, "d", "a", file(1), clock() - 2)
+        await store.flushed()
+        await store.doubt(directory, Changes(["a"]))
+        store.note(SOURCE, "d", "a", file(1), clock() - 1)
+        assert store.look(directory, "a")[1] == float("-inf")
+        await store.flushed()
+        assert store.look(directory, "a")[1] == float("-inf")
+        store.note(SOURCE, "d", "a", file(2), clock() - 1)
+        assert store.look(directory, "a")[1] == pytest.approx(clock() - 1)
+
+
+async def test_a_copy_of_an_older_listing_is_not_begun_beside_a_newer_one(tmp_path: Path) -> None:
+    with opened(tmp_path) as (store, clock):
+        scan = await store.begin_scan(SOURCE, "d", clock())
+        assert scan is not None
+        assert await store.begin_scan(SOURCE, "d", clock() - 1) is None
+        await store.add_page(scan, [("new", file(1))])
+        await store.end_scan(scan)
+        assert shown(store, "d") == ["new"]

@@ -89,6 +89,7 @@ def test_what_is_brought_checked_and_evicted_is_what_the_peers_say(hosts: Hosts)
 
 
 @pytest.mark.fuse
+@pytest.mark.slow
 def test_a_path_below_a_mount_is_warmed_and_read(hosts: Hosts, data: Path) -> None:
     view = hosts.mount("two")
     said = warmup(hosts, str(view / "models"), by="two")

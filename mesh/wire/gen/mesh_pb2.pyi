@@ -610,6 +610,7 @@ class Change(_message.Message):
     NAMES_FIELD_NUMBER: _builtins.int
     IS_ALL_FIELD_NUMBER: _builtins.int
     IS_LISTING_FIELD_NUMBER: _builtins.int
+    IS_PASSED_ON_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """The directory, as its under-store has it."""
     path: _builtins.bytes
@@ -617,6 +618,8 @@ class Change(_message.Message):
     """Too many to name."""
     is_listing: _builtins.bool
     """Names came or went."""
+    is_passed_on: _builtins.bool
+    """Who hears this need not tell those who have heard of the directory from him."""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
@@ -627,10 +630,11 @@ class Change(_message.Message):
         names: _abc.Iterable[_builtins.bytes] | None = ...,
         is_all: _builtins.bool = ...,
         is_listing: _builtins.bool = ...,
+        is_passed_on: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_all", b"is_all", "is_listing", b"is_listing", "names", b"names", "path", b"path", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_all", b"is_all", "is_listing", b"is_listing", "is_passed_on", b"is_passed_on", "names", b"names", "path", b"path", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,116 @@
+"""Anything that has an fsspec implementation: fsspec+sftp://host/path, fsspec+memory://.
+
+What names a version is what the implementation tells of a file: an ETag or a
+checksum, else the time of the last change, else `ukey`, its own word for it. A
+listing is handed out whole, and has a tag only where it tells as much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from mesh.blocks import Attributes, DirectoryEntry
+from mesh.errors import NotADirectory, NotFound
+from mesh.metrics import Metrics
+from mesh.understore.keys import why_no_name, why_no_path
+from mesh.understore.pool import DIRECTORY, CheckedStore, needed, paged
+from mesh.understore.understore import UnderStoreSettings
+
+_TAGS = ("ETag", "etag", "e_tag", "checksum", "md5Hash", "content_md5", "generation")
+_MTIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "modify")
+
+
+class FsspecStore(CheckedStore):
+    """A directory as some implementation of fsspec sees it."""
+
+    def __init__(self, settings: UnderStoreSettings, metrics: Metrics) -> None:
+        super().__init__(settings, metrics)
+        protocol = settings.url.partition("://")[0].removeprefix("fsspec+")
+        with needed("fsspec", "fsspec"):
+            from fsspec import get_filesystem_class
+        with needed(f"what fsspec needs for {protocol}", "fsspec"):
+            get_filesystem_class(protocol)
+
+    def _make(self) -> Any:
+        from fsspec.core import url_to_fs
+
+        # Listings kept by the implementation would hide every change from us.
+        keep_none = {"use_listings_cache": False, "skip_instance_cache": True}
+        url = self._settings.url.removeprefix("fsspec+")
+        return url_to_fs(url, **keep_none, **dict(self._settings.fsspec.options))
+
+    def _place(self, path: str) -> tuple[Any, str]:
+        if reason := why_no_path(path):
+            raise NotFound(f"{self._settings.url}: {path}: {reason}")
+        filesystem, root = self._client()
+        return filesystem, f"{root.rstrip('/')}/{path}" if path else root
+
+    def _info(self, path: str) -> Mapping[str, Any]:
+        filesystem, place = self._place(path)
+        found: Mapping[str, Any] = filesystem.info(place)
+        return found
+
+    def _stat(self, path: str) -> Attributes:
+        info = self._info(path)
+        about = _attributes(info)
+        if about.is_directory or about.tag:
+            return about
+        filesystem, place = self._place(path)
+        try:
+            mtime_ns = _time_ns(filesystem.modified(place))
+        except NotImplementedError:
+            mtime_ns = 0
+        tag = str(mtime_ns) if mtime_ns else filesystem.ukey(place)
+        return Attributes(
+            is_directory=False, size_bytes=about.size_bytes, mtime_ns=mtime_ns, tag=tag
+        )
+
+    def _pages(self, path: str) -> Iterator[list[DirectoryEntry]]:
+        if not _attributes(self._info(path)).is_directory:
+            raise NotADirectory(f"{self._settings.url}: {path} is a file")
+        filesystem, place = self._place(path)
+        yield from paged(self._entries(filesystem.ls(place, detail=True), place))
+
+    def _entries(self, found: list[Mapping[str, Any]], place: str) -> Iterator[DirectoryEntry]:
+        for info in found:
+            full = info["name"].rstrip("/")
+            if full.strip("/") == place.strip("/"):
+                continue  # the mark of this directory
+            name = full.rpartition("/")[2]
+            if reason := why_no_name(name):
+                self._hide(full, reason)
+            else:
+                yield DirectoryEntry(name, _attributes(info))
+
+    def _read_range(
+        self, path: str, about: Attributes, offset_bytes: int, size_bytes: int
+    ) -> bytes:
+        filesystem, place = self._place(path)
+        data: bytes = filesystem.cat_file(place, offset_bytes, offset_bytes + size_bytes)
+        return data
+
+
+def _attributes(info: Mapping[str, Any]) -> Attributes:
+    """Describe what an implementation tells; the tag is "" where that names no version."""
+    if info["type"] == "directory":
+        return DIRECTORY
+    times = (_time_ns(info.get(key)) for key in _MTIMES)
+    mtime_ns = next(filter(None, times), 0)
+    tags = (str(info[key]).strip('"') for key in _TAGS if info.get(key))
+    tag = next(tags, "") or (str(mtime_ns) if mtime_ns else "")
+    return Attributes(is_directory=False, size_bytes=info["size"] or 0, mtime_ns=mtime_ns, tag=tag)
+
+
+def _time_ns(told: Any) -> int:
+    """Read a time as implementations tell it; 0 when that is nothing known."""
+    if isinstance(told, str):
+        try:
+            told = datetime.fromisoformat(told)
+        except ValueError:
+            return 0
+    if isinstance(told, datetime):
+        at = told if told.tzinfo else told.replace(tzinfo=UTC)
+        return int(at.timestamp()) * 10**9 + at.microsecond * 1000
+    return int(told * 10**9) if isinstance(told, int | float) else 0

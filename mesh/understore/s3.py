@@ -1,0 +1,209 @@
+"""S3 and what speaks like it, by botocore and, for bytes, by obstore.
+
+A range is one GET on the condition that the ETag is still the one that was asked
+for, a stat one HEAD, and a page of a listing one ListObjectsV2. All three name a
+version alike: by size, ETag and whole seconds of the last change.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, cast
+
+from mesh.blocks import Attributes, DirectoryEntry
+from mesh.errors import (
+    MeshError,
+    NotADirectory,
+    NotFound,
+    Refused,
+    Stale,
+    UnderStoreUnavailable,
+)
+from mesh.metrics import Metrics
+from mesh.understore.keys import Hidden, Level, why_no_path
+from mesh.understore.pool import DIRECTORY, PooledStore, SlowDown, first_line, split_url
+from mesh.understore.s3_client import s3_clients
+from mesh.understore.understore import PAGE_ENTRIES, UnderStoreSettings
+
+NO_ETAG = "mtime-"
+
+_SLOW_DOWN = {
+    "Busy",
+    "RequestLimitExceeded",
+    "RequestThrottled",
+    "ServiceUnavailable",
+    "SlowDown",
+    "SlowDownRead",
+    "SlowDownWrite",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+}
+_STATUS_SLOW_DOWN = (429, 503)
+_STATUS_GONE = (404, 412, 416)
+_STATUS_UNAVAILABLE = (408, 425)
+
+
+class S3Store(PooledStore):
+    """A bucket, or what lies under a prefix of it."""
+
+    def __init__(self, settings: UnderStoreSettings, metrics: Metrics) -> None:
+        super().__init__(settings, metrics)
+        _, self._bucket, prefix = split_url(settings.url)
+        self._prefix = f"{prefix}/" if prefix else ""
+
+    async def scan(self, path: str) -> AsyncIterator[list[DirectoryEntry]]:
+        if path:
+            file: Attributes | None = await self._call("stat", path, self._head, path)
+            if file:
+                raise NotADirectory(f"{self._settings.url}: {path} is a file")
+        level = Level[Attributes](self._below(path))
+        seen, token = False, ""
+        while True:
+            answer = await self._call("scan", path, self._list, path, token)
+            found = list(self._entries(answer, level))
+            seen = seen or bool(answer.get("Contents") or answer.get("CommonPrefixes"))
+            if found:
+                yield found
+            if not answer.get("IsTruncated"):
+                break
+            if answer.get("NextContinuationToken", token) == token:
+                raise UnderStoreUnavailable(f"{self._settings.url}: scan {path}: broke off")
+            token = answer["NextContinuationToken"]
+        if not seen and self._below(path):
+            raise NotFound(f"{self._settings.url}: no {path or 'such prefix'}")
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        if self._made is not None:
+            self._made.about.close()
+
+    def _make(self) -> Any:
+        return s3_clients(self._settings)
+
+    def _key(self, path: str) -> str:
+        if reason := why_no_path(path):
+            raise NotFound(f"{self._settings.url}: {path}: {reason}")
+        return f"{self._prefix}{path}"
+
+    def _below(self, path: str) -> str:
+        """Return what all keys below *path* begin with."""
+        return f"{self._key(path)}/" if path else self._prefix
+
+    def _stat(self, path: str) -> Attributes:
+        if path and (found := self._head(path)):
+            return found
+        answer = self._client().about.list_objects_v2(
+            Bucket=self._bucket, Prefix=self._below(path), MaxKeys=1
+        )
+        if self._below(path) and not answer.get("Contents"):
+            raise NotFound(f"{self._settings.url}: no {path or 'such prefix'}")
+        return DIRECTORY
+
+    def _head(self, path: str) -> Attributes | None:
+        """Describe the object at *path*; None when there is none."""
+        from botocore.exceptions import ClientError
+
+        try:
+            answer = self._client().about.head_object(Bucket=self._bucket, Key=self._key(path))
+        except ClientError as error:
+            if _status(error) == 404:
+                return None
+            raise
+        return _attributes(answer, answer["ContentLength"])
+
+    def _list(self, path: str, token: str) -> dict[str, Any]:
+        more = {"ContinuationToken": token} if token else {}
+        answer: dict[str, Any] = self._client().about.list_objects_v2(
+            Bucket=self._bucket,
+            Prefix=self._below(path),
+            Delimiter="/",
+            MaxKeys=PAGE_ENTRIES,
+            **more,
+        )
+        return answer
+
+    def _entries(
+        self, answer: dict[str, Any], level: Level[Attributes]
+    ) -> Iterator[DirectoryEntry]:
+        objects = (
+            (each["Key"], _attributes(each, each["Size"])) for each in answer.get("Contents", ())
+        )
+        prefixes = (each["Prefix"] for each in answer.get("CommonPrefixes", ()))
+        for entry in level.entries(objects, prefixes):
+            if isinstance(entry, Hidden):
+                self._hide(entry.key, entry.reason)
+            else:
+                yield DirectoryEntry(entry.name, entry.content or DIRECTORY)
+
+    def _read(self, path: str, about: Attributes, offset_bytes: int, size_bytes: int) -> bytes:
+        import obstore
+
+        options: obstore.GetOptions = {"range": (offset_bytes, offset_bytes + size_bytes)}
+        if about.tag and not about.tag.startswith(NO_ETAG):
+            options["if_match"] = f'"{about.tag}"'
+        try:
+            answer = obstore.get(self._client().data, self._key(path), options=options)
+            # Not every server heeds the condition, but what it sends it names.
+            found = _attributes(_in_botocore_words(answer.meta), answer.meta["size"])
+            if (found.size_bytes, found.tag) != (about.size_bytes, about.tag):
+                raise Stale(f"{self._settings.url}: {path} was changed")
+            # obstore's own memory: a copy would hold the interpreter's lock for milliseconds.
+            data = memoryview(answer.bytes())
+        except (obstore.exceptions.BaseError, FileNotFoundError) as error:
+            if _status_in(error) in _STATUS_GONE:
+                raise Stale(f"{self._settings.url}: {path} was changed or removed") from error
+            raise
+        if len(data) != size_bytes:
+            raise UnderStoreUnavailable(f"{self._settings.url}: read {path}: ended too early")
+        return cast(bytes, data)
+
+    def _translated(self, error: Exception, where: str) -> MeshError:
+        from botocore import exceptions as theirs
+
+        text = f"{where}: {first_line(error)}"
+        if isinstance(error, theirs.ClientError):
+            code = error.response.get("Error", {}).get("Code", "")
+            return _answer_in_our_words(_status(error), code, text)
+        if status := _status_in(error):
+            code = re.search(r"<Code>(\w+)</Code>", str(error))
+            return _answer_in_our_words(status, code[1] if code else "", text)
+        if isinstance(error, theirs.NoCredentialsError | theirs.PartialCredentialsError):
+            return Refused(text)
+        if isinstance(error, theirs.ProfileNotFound | theirs.UnauthorizedSSOTokenError):
+            return Refused(text)
+        return super()._translated(error, where)
+
+
+def _answer_in_our_words(status: int, code: str, text: str) -> MeshError:
+    if status in _STATUS_SLOW_DOWN or code in _SLOW_DOWN:
+        return SlowDown(text)
+    if status == 404:
+        return NotFound(text)
+    if 400 <= status < 500 and status not in _STATUS_UNAVAILABLE:
+        return Refused(text)  # not by whom we are, or not like this: no peer will fare better
+    return UnderStoreUnavailable(text)
+
+
+def _status_in(error: Exception) -> int:
+    """Return the status that obstore has put into the text of an error; 0 when there is none."""
+    status = re.search(r"non-2xx status code: (\d{3})", str(error))
+    return int(status[1]) if status else 0
+
+
+def _status(error: Any) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _attributes(answer: dict[str, Any], size_bytes: int) -> Attributes:
+    """Describe an object from a HEAD, a GET or a line of a listing."""
+    modified = answer.get("LastModified")
+    # HEAD and GET tell whole seconds, and a listing must name the same version.
+    mtime_ns = int(modified.timestamp()) * 10**9 if modified else 0
+    tag = answer.get("ETag", "").strip('"') or f"{NO_ETAG}{mtime_ns}"
+    return Attributes(is_directory=False, size_bytes=size_bytes, mtime_ns=mtime_ns, tag=tag)
+
+
+def _in_botocore_words(meta: Any) -> dict[str, Any]:
+    return {"LastModified": meta["last_modified"], "ETag": meta["e_tag"] or ""}
