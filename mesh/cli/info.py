@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,6 +117,8 @@ def as_line(path: str, found: StatReply, location: Location | None, pinned: str 
             "source": file.source,
             "source_path": file.path,
             "is_stale": location.found.is_stale,
+            "age_s": round(location.found.age_s, 3),
+            "fresh_s": _finite(location.found.fresh_s),
             "held": {peer: sorted(indexes) for peer, indexes in sorted(location.held.items())},
             "unreachable": list(location.unreachable),
             "owners": [list(owners) for owners in location.owners],
@@ -202,10 +205,23 @@ def _facts(found: StatReply, location: Location | None) -> Iterator[tuple[str, s
         yield "stale", "yes: the under-store does not answer, this is what it said last"
     else:
         yield "stale", "no"
+    yield "looked at", f"{location.found.age_s:.1f} s ago"
+    yield "believed", _for_so_long(location.found.fresh_s)
     for peer, indexes in sorted(location.held.items()):
         yield f"held by {peer}", f"{len(indexes)} of {file.block_count}"
     for peer in location.unreachable:
         yield f"held by {peer}", "unknown: it does not answer"
+
+
+def _finite(seconds: float) -> float | None:
+    """Return what JSON can say; None is for ever."""
+    return None if seconds == inf else round(seconds, 3)
+
+
+def _for_so_long(fresh_s: float) -> str:
+    if fresh_s == inf:
+        return "for ever: this mount is immutable"
+    return f"for {fresh_s:.1f} s more" if fresh_s > 0 else "no more: the next open looks again"
 
 
 def _show_blocks(console: Console, location: Location, rows_max: int | None) -> None:

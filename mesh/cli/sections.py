@@ -294,7 +294,7 @@ class FuseSection(Section):
     read_ahead: Size = 4 * MIB
     attr_cache: Seconds = 60.0
     entry_cache: Seconds = 60.0
-    negative_entry_cache: Seconds = 1.0
+    negative_entry_cache: Seconds = 0.5
     buffer: Size = 64 * MIB
     """Bytes of blocks that a mount holds while its own peer is down."""
     metrics: AddressOrOff = ""

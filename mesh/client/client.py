@@ -34,7 +34,7 @@ from mesh.metrics import Metrics, by_label
 from mesh.paths import spot_of
 from mesh.store.entries import directory_key
 from mesh.store.entry_store import age_s
-from mesh.understore.arrow import open_under_store
+from mesh.understore.open import open_under_store
 from mesh.understore.table import MountTable, Place, name_bytes, plain
 from mesh.understore.understore import UnderStore, UnderStoreSettings
 from mesh.wire.basics import Method

@@ -48,7 +48,7 @@ class KernelSettings:
 
     attr_cache_s: float = 60.0
     entry_cache_s: float = 60.0
-    negative_entry_cache_s: float = 1.0
+    negative_entry_cache_s: float = 0.5
     uid: int = 0
     gid: int = 0
 

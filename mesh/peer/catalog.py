@@ -27,7 +27,7 @@ from mesh.paths import Spot, spot_of
 from mesh.peer.changes import Audience, ChangeLog, Herald, change_of, heard
 from mesh.peer.listings import Listings
 from mesh.peer.once import Once, quietly
-from mesh.peer.shards import Shards
+from mesh.peer.shards import NEWS_TIMEOUT_S, Shards
 from mesh.store.entries import directory_key
 from mesh.store.entry_store import Changes, EntryStore, age_s
 from mesh.understore.table import MountTable, plain
@@ -99,6 +99,7 @@ class Catalog:
         self._reads: Once[str, StatReply] = Once(tasks)
         self._fills: Once[str, StatReply] = Once(tasks)
         self._listings = Listings(self, table, entries, shards, tasks, metrics, clock)
+        self._telling: dict[bytes, set[asyncio.Task[None]]] = {}
         self._away_until_s: dict[str, float] = {}
         self._misses: Counter[str] = Counter()
         self._window_s = 0.0
@@ -190,7 +191,7 @@ class Catalog:
             changes = Changes(list(change.names), change.is_all, change.is_listing)
             self.changes.touch(directory)
             await self._entries.doubt(directory, changes)
-            self.changes.add(directory, change)
+            self.changes.add(change)
             if not change.is_passed_on:
                 peers = self._audience.of(directory)
                 told += self._herald.tell(peers, replace(change, is_passed_on=True))
@@ -202,7 +203,9 @@ class Catalog:
         for kept in request.kept:
             with suppress(NotFound):
                 spot = spot_of(self._table, plain(kept.path))
-                self._copy(spot, kept.attributes, self._clock() - kept.age_s)
+                # It may have been on its way for as long as its sender waits.
+                asked_s = self._clock() - kept.age_s - NEWS_TIMEOUT_S
+                self._copy(spot, kept.attributes, asked_s, is_sure=False)
         for path in request.directories:
             self._listings.copy_later(plain(path), request.asker)
 
@@ -307,8 +310,12 @@ class Catalog:
         self._copy(spot, reply.attributes, began_s - reply.age_s)
         return replace(reply, fresh_s=fresh_s, age_s=age_s)
 
-    def _copy(self, spot: Spot, about: Attributes | None, asked_s: float) -> None:
-        changes = self._entries.note(spot.source, spot.parent, spot.name, about, asked_s)
+    def _copy(
+        self, spot: Spot, about: Attributes | None, asked_s: float, *, is_sure: bool = True
+    ) -> None:
+        changes = self._entries.note(
+            spot.source, spot.parent, spot.name, about, asked_s, is_sure=is_sure
+        )
         self.note(spot.source, spot.parent, changes)
 
     async def _served(self, spot: Spot, *, refresh: bool) -> StatReply:
@@ -336,7 +343,7 @@ class Catalog:
             is_away = self._clock() < self._away_until_s.get(spot.source, 0.0)
             if is_away and (stale := self._stale(spot, "it did not answer just now")) is not None:
                 return stale
-        asked_s = self._clock()
+        began, asked_s = self.changes.last, self._clock()
         self._metrics.catalog_requests.labels("asked").inc()
         about: Attributes | None = None
         try:
@@ -349,15 +356,19 @@ class Catalog:
             if (stale := self._stale(spot, str(error))) is not None:
                 return stale
             raise
-        changes = self._entries.note(spot.source, spot.parent, spot.name, about, asked_s)
-        told = self.tell(spot.source, spot.parent, changes)
+        # Another owner may have found out since that it has changed.
+        is_sure = not self.changes.is_touched(spot.directory, began)
+        changes = self._entries.note(
+            spot.source, spot.parent, spot.name, about, asked_s, is_sure=is_sure
+        )
+        self.tell(spot.source, spot.parent, changes)
         self._give_copy(spot, about, asked_s)
-        if refresh:
-            await heard(told)
+        if refresh:  # then what was found before must have been heard as well
+            await heard(self._telling.get(spot.directory, ()))
         if about is None:
             raise NotFound(f"{spot.path}: no such file")
         known_s = self._clock() - asked_s
-        fresh_s = max(0.0, spot.place.settings.max_age_s - known_s)
+        fresh_s = max(0.0, spot.place.settings.max_age_s - known_s) if is_sure else 0.0
         return spot.reply(about, known_s=known_s, fresh_s=fresh_s)
 
     async def _from_former(self, spot: Spot) -> StatReply | None:
@@ -391,13 +402,21 @@ class Catalog:
         directory = directory_key(source, path)
         self.changes.touch(directory)
         change = change_of(source, path, changes)
-        work = quietly(self._tell(directory, change, peers))
-        return self._tasks.create_task(work, name=f"tell of {path}")
+        work = quietly(self._tell(change, peers))
+        task = self._tasks.create_task(work, name=f"tell of {path}")
+        self._telling.setdefault(directory, set()).add(task)
+        task.add_done_callback(lambda _: self._told(directory, task))
+        return task
 
-    async def _tell(self, directory: bytes, change: Change, peers: Sequence[str]) -> None:
+    def _told(self, directory: bytes, task: asyncio.Task[None]) -> None:
+        self._telling[directory].discard(task)
+        if not self._telling[directory]:
+            del self._telling[directory]
+
+    async def _tell(self, change: Change, peers: Sequence[str]) -> None:
         # A mount that hears of it looks into the tables at once: they must say it by then.
         await self._entries.flushed()
-        self.changes.add(directory, change)
+        self.changes.add(change)
         if told := self._herald.tell(peers, change):
             await asyncio.wait(told)
 

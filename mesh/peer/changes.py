@@ -58,9 +58,9 @@ class ChangeLog:
         while len(self._touched) > LOGGED_MAX:
             self._first_touched = self._touched.popitem(last=False)[1]
 
-    def add(self, directory: bytes, change: Change) -> None:
+    def add(self, change: Change) -> None:
         """Have the mounts know, now that the tables which they read say it too."""
-        self.touch(directory)
+        self.last += 1
         self._kept.append((self.last, change))
         self._news.set()
         self._news = asyncio.Event()
@@ -162,7 +162,7 @@ class Herald:
         self._metrics.invalidations.labels("unheard").inc(len(changes))
 
 
-async def heard(told: asyncio.Future[None] | None) -> None:
+async def heard(told: Iterable[asyncio.Future[None]]) -> None:
     """Wait until all have heard, but not for long."""
-    if told is not None:
-        await asyncio.wait([told], timeout=TELL_TIMEOUT_S)
+    if waiting := list(told):
+        await asyncio.wait(waiting, timeout=TELL_TIMEOUT_S)

@@ -8,8 +8,8 @@ shows nothing before it is whole, and nothing of a scan that failed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -29,7 +29,7 @@ from mesh.peer.changes import ChangeLog, heard
 from mesh.peer.once import Once, quietly
 from mesh.peer.shards import Shards
 from mesh.store.entries import directory_key
-from mesh.store.entry_store import Changes, EntryStore, age_s
+from mesh.store.entry_store import Changes, EntryStore, Scan, age_s
 from mesh.understore.table import MountTable, Place
 from mesh.wire.messages import KeepRequest, ListReply, ListRequest
 from mesh.wire.pages import EMPTY, packed, unpacked
@@ -43,6 +43,7 @@ PENDING_S = 5.0
 COPIED_MAX = 65_536
 """Longer listings are passed on page by page, and not kept by who does not own them."""
 
+SCANS_MAX = 3
 BROUGHT_MAX = 16_384
 """A listing that nobody asked for is given up when it is longer."""
 
@@ -69,6 +70,27 @@ class _Said:
 
     asked_s: float
     """When the owner asked, at the latest."""
+
+
+class _Watch:
+    """Whether somebody has said that a directory changed since something began."""
+
+    def __init__(self, changes: ChangeLog, directory: bytes, began: int) -> None:
+        self._changes = changes
+        self._directory = directory
+        self._began = began
+        self._is_doubted = False
+
+    def is_sure(self) -> bool:
+        self._is_doubted |= self._changes.is_touched(self._directory, self._began)
+        return not self._is_doubted
+
+    @contextmanager
+    def own_words(self) -> Iterator[None]:
+        """Say oneself what has changed: that is no reason for doubt."""
+        self.is_sure()
+        yield
+        self._began = self._changes.last
 
 
 class _TooLong(Exception):
@@ -243,15 +265,18 @@ class Listings:
         if scan is None:
             return
         said = first
+        watch = _Watch(self._crier.changes, scan.directory, first.began)
         while True:
             page = unpacked(said.reply.page)
-            await self._entries.add_page(scan, page)
+            changes = await self._entries.add_page(scan, page, is_sure=watch.is_sure())
+            with watch.own_words():
+                self._crier.note(place.settings.url, place.path, changes)
             if said.reply.is_last:
                 break
             said = await self._said(peers, path, page[-1][0] if page else "")
             if said.asked_s < first.asked_s:
                 return  # an owner goes on that has an older listing
-        if not self._crier.changes.is_touched(scan.directory, first.began):
+        if watch.is_sure():
             changes = await self._entries.end_scan(scan)
             self._crier.note(place.settings.url, place.path, changes)
 
@@ -283,30 +308,51 @@ class Listings:
         return await self._kept(place, after)
 
     async def _scan(self, path: str, place: Place, *, entries_max: int | None = None) -> None:
-        """Make the listing anew; its first owner has the second one copy it."""
+        """Make the listing anew; its first owner has the second one copy it.
+
+        Once more if somebody says meanwhile that something has changed there.
+        """
         source, directory = place.settings.url, _key(place)
-        self._metrics.catalog_requests.labels("listed").inc()
-        scan = await self._entries.begin_scan(source, place.path, self._clock())
-        assert scan is not None, "the clock never goes back"
-        count = 0
-        try:
-            async for page in self._pages(path, place):
-                await self._entries.add_page(scan, page)
-                count += len(page)
-                if entries_max is not None and count > entries_max:
-                    raise _TooLong
-        except (NotFound, NotADirectory):
-            if self._entries.listed_s(directory) is not None:
-                await self._entries.forget(directory)
-                self._crier.tell(source, place.path, Changes(is_all=True, is_listing=True))
-            raise
-        told = self._crier.tell(source, place.path, await self._entries.end_scan(scan))
+        told = None
+        for _ in range(SCANS_MAX):
+            began = self._crier.changes.last
+            scan = await self._entries.begin_scan(source, place.path, self._clock())
+            if scan is None:
+                continue  # a copy of a listing that was made this very moment
+            watch = _Watch(self._crier.changes, directory, began)
+            await self._fill(path, place, scan, watch, entries_max)
+            gone = await self._entries.end_scan(scan)
+            is_sure = watch.is_sure()
+            told = self._crier.tell(source, place.path, gone)
+            if is_sure:
+                break
         if (peer := self._shards.successor(directory)) is not None:
             work = self._give_copy(path, peer, told)
             self._tasks.create_task(quietly(work), name=f"second copy of {path}")
 
+    async def _fill(
+        self, path: str, place: Place, scan: Scan, watch: _Watch, entries_max: int | None
+    ) -> None:
+        self._metrics.catalog_requests.labels("listed").inc()
+        count = 0
+        try:
+            async for page in self._pages(path, place):
+                changes = await self._entries.add_page(scan, page, is_sure=watch.is_sure())
+                # At once: who refreshes one of these names finds nothing to tell any more.
+                with watch.own_words():
+                    self._crier.tell(place.settings.url, place.path, changes)
+                count += len(page)
+                if entries_max is not None and count > entries_max:
+                    raise _TooLong
+        except (NotFound, NotADirectory):
+            if self._entries.listed_s(scan.directory) is not None:
+                await self._entries.forget(scan.directory)
+                changes = Changes(is_all=True, is_listing=True)
+                self._crier.tell(place.settings.url, place.path, changes)
+            raise
+
     async def _give_copy(self, path: str, peer: str, told: asyncio.Future[None] | None) -> None:
-        await heard(told)  # or what is copied would be doubted at once
+        await heard([told] if told else [])  # or what is copied would be doubted at once
         await self._shards.keep(peer, KeepRequest(self._shards.me, directories=(path,)))
 
     async def _pages(self, path: str, place: Place) -> AsyncIterator[list[tuple[str, Attributes]]]:

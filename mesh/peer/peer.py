@@ -31,7 +31,7 @@ from mesh.peer.report import Reporter
 from mesh.peer.server import PeerServer, Servicers
 from mesh.peer.shards import Shards
 from mesh.store.store import BlockStore, StoreSettings, open_store
-from mesh.understore.arrow import open_under_store
+from mesh.understore.open import open_under_store
 from mesh.understore.table import MountTable
 from mesh.understore.understore import UnderStore, UnderStoreSettings
 from mesh.wire.channels import Channels, TlsSettings

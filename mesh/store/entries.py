@@ -36,6 +36,9 @@ NEGATIVE_S = 0.5
 DOUBTFUL = 0
 """The generation of what somebody said has changed; its time is that of the word."""
 
+LATE_MS = 10_000
+"""Longer than anything that one peer sends another can be on its way."""
+
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 KEY_BYTES = 16
 
@@ -168,14 +171,14 @@ def is_same(one: Attributes | None, other: Attributes | None) -> bool:
     return (one.size_bytes, one.mtime_ns // 10**9) == (other.size_bytes, other.mtime_ns // 10**9)
 
 
-def is_news(old: EntryRecord, new: EntryRecord) -> bool:
-    """Whether what is said now is to replace what is known.
+def is_news(old: EntryRecord, new: EntryRecord, *, is_sure: bool) -> bool:
+    """Whether what is said now is to replace what is known; not if it was asked before.
 
-    Not if it was asked before. Of a name that somebody said has changed (`doubt`), what was
-    known already is no news when it was asked before that word came: it is a late copy.
+    Of a name that somebody said has changed (`doubt`), what was asked before that word came
+    is news only if it *is_sure* that it was found out knowing the word.
     """
-    if old.generation == DOUBTFUL and old.asked_ms >= new.asked_ms:
-        return not is_same(old.attributes, new.attributes)
+    if old.generation == DOUBTFUL:
+        return is_sure or old.asked_ms < new.asked_ms
     return old.generation != new.generation or old.asked_ms <= new.asked_ms
 
 
@@ -286,12 +289,14 @@ class Entries:
 
     # What follows runs in the writer's thread, inside its transaction.
 
-    def put(self, txn: Any, directory: bytes, name: str, record: EntryRecord) -> Attributes | None:
+    def put(
+        self, txn: Any, directory: bytes, name: str, record: EntryRecord, *, is_sure: bool
+    ) -> Attributes | None:
         """Put what was said of a name, unless more is known since; return what was known."""
         key = directory + _name(name)
         value = txn.get(key, db=self._entries)
         old = None if value is None else EntryRecord.unpack(value)
-        if old is not None and not is_news(old, record):
+        if old is not None and not is_news(old, record, is_sure=is_sure):
             if record.scan > old.scan:
                 txn.put(key, replace(old, scan=record.scan).pack(), db=self._entries)
             return old.attributes
@@ -305,43 +310,48 @@ class Entries:
         value = txn.get(directory, db=self._directories)
         return None if value is None else _decode_directory(value)
 
-    def doubt(self, txn: Any, directory: bytes, name: str, now_ms: int) -> bool:
-        """Have a name looked up again, whatever its age; say whether it was known."""
+    def doubt(self, txn: Any, directory: bytes, name: str, now_ms: int) -> None:
+        """Have a name looked up again, whatever its age; one that is not known as well, for
+        what was before the change may still be on its way here."""
         key = directory + _name(name)
         value = txn.get(key, db=self._entries)
-        if value is None:
-            return False
-        old = EntryRecord.unpack(value)
+        old = EntryRecord(None, 0, DOUBTFUL) if value is None else EntryRecord.unpack(value)
         doubtful = replace(old, asked_ms=now_ms, generation=DOUBTFUL)
-        return bool(txn.put(key, doubtful.pack(), db=self._entries))
+        txn.put(key, doubtful.pack(), db=self._entries)
 
     def sweep(
-        self, txn: Any, directory: bytes, name: str, scan: int, count: int
+        self, txn: Any, directory: bytes, name: str, scan: int, gone: EntryRecord, count: int
     ) -> tuple[list[str], int, str | None]:
-        """Forget names after *name* that a whole scan has not shown, among so many.
+        """Note as *gone* the names after *name* that a whole scan has not shown, among so many.
 
         Returns those that were there, how many of the others are, and after which name to
-        go on; None at the end.
+        go on; None at the end. What was noted as gone or doubtful before is forgotten, but
+        not at once: a copy of what was before may still be on its way here.
         """
-        gone: list[str] = []
+        names: list[str] = []
         kept = 0
+        key = b""
         with txn.cursor(self._entries) as cursor:
             more = cursor.set_range(directory + _name(name) + b"\0")
             for _ in range(count):
                 key = bytes(cursor.key()) if more else b""
                 if key[:KEY_BYTES] != directory:
-                    return gone, kept, None
+                    return names, kept, None
                 record = EntryRecord.unpack(cursor.value())
-                if record.scan >= scan:
-                    kept += record.attributes is not None
-                    more = cursor.next()
+                if record.attributes is None:
+                    if 0 <= gone.asked_ms - record.asked_ms < LATE_MS:
+                        more = cursor.next()
+                    else:
+                        cursor.delete()  # it stands on the next one then
+                        more = bool(cursor.key())
                     continue
-                if record.attributes is not None:
-                    gone.append(_text(key[KEY_BYTES:]))
-                more = bool(cursor.delete())  # it stands on the next one then
-                if cursor.key() == b"":
-                    more = False
-            return gone, kept, _text(key[KEY_BYTES:])
+                if record.scan >= scan:
+                    kept += 1
+                else:
+                    names.append(_text(key[KEY_BYTES:]))
+                    cursor.put(key, gone.pack())
+                more = cursor.next()
+            return names, kept, _text(key[KEY_BYTES:])
 
     def forget(self, txn: Any, directory: bytes, count: int) -> bool:
         """Forget so many entries of a directory, and it itself with the last; say if it is."""

@@ -77,7 +77,16 @@ class Scan:
     asked_ms: int
     generation: int
     was_listed: bool
-    changes: Changes = field(default_factory=Changes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """What was noted of a name, and is not committed yet."""
+
+    source: str
+    path: str
+    record: EntryRecord
+    is_sure: bool
 
 
 class EntryStore:
@@ -89,8 +98,8 @@ class EntryStore:
         self._generation = entries.generation
         self._writer = writer
         self._clock = clock
-        self._noted: dict[tuple[bytes, str], tuple[str, str, EntryRecord]] = {}
-        self._flushing: dict[tuple[bytes, str], tuple[str, str, EntryRecord]] = {}
+        self._noted: dict[tuple[bytes, str], _Noted] = {}
+        self._flushing: dict[tuple[bytes, str], _Noted] = {}
         self._flush_due: asyncio.TimerHandle | None = None
 
     # One name
@@ -100,13 +109,23 @@ class EntryStore:
         key = (directory, name)
         noted = self._noted.get(key) or self._flushing.get(key)
         if noted is not None:
-            return noted[2], noted[2].asked_ms / 1000
+            return noted.record, noted.record.asked_ms / 1000
         return self.tables.entry(directory, name)
 
     def note(
-        self, source: str, path: str, name: str, about: Attributes | None, asked_s: float
+        self,
+        source: str,
+        path: str,
+        name: str,
+        about: Attributes | None,
+        asked_s: float,
+        *,
+        is_sure: bool = True,
     ) -> Changes:
-        """Keep what was said of a name in the directory *path*; return what it changes."""
+        """Keep what was said of a name in the directory *path*; return what it changes.
+
+        It *is_sure* if no word of a change there came while it was found out.
+        """
         directory = directory_key(source, path)
         old, _ = self.look(directory, name)
         record = EntryRecord(about, int(asked_s * 1000), self._generation)
@@ -114,8 +133,8 @@ class EntryStore:
         if old is not None and not is_same(old.attributes, about):
             changes.names.append(name)
             changes.is_listing = (old.attributes is None) is not (about is None)
-        if old is None or is_news(old, record):
-            self._noted[directory, name] = (source, path, record)
+        if old is None or is_news(old, record, is_sure=is_sure):
+            self._noted[directory, name] = _Noted(source, path, record, is_sure)
             if len(self._noted) >= NOTED_MAX:
                 self.flush()
             elif self._flush_due is None:
@@ -140,25 +159,24 @@ class EntryStore:
         done = asyncio.wrap_future(self._writer.submit(partial(self._put_all, batch=batch)))
         done.add_done_callback(lambda _: self._flushed(batch))
 
-    def _flushed(self, batch: dict[tuple[bytes, str], tuple[str, str, EntryRecord]]) -> None:
+    def _flushed(self, batch: dict[tuple[bytes, str], _Noted]) -> None:
         for key, value in batch.items():
             if self._flushing.get(key) is value:
                 del self._flushing[key]
 
-    def _put_all(
-        self, txn: object, batch: dict[tuple[bytes, str], tuple[str, str, EntryRecord]]
-    ) -> None:
+    def _put_all(self, txn: object, batch: dict[tuple[bytes, str], _Noted]) -> None:
         known: dict[bytes, DirectoryRecord] = {}
-        for (directory, name), (source, path, record) in batch.items():
+        for (directory, name), noted in batch.items():
             if directory not in known:
-                about = self._known(txn, directory, source, path)
+                about = self._known(txn, directory, noted.source, noted.path)
                 if abs(self._now_ms() - about.heard_ms) > HEARD_AGAIN_MS:
                     about = _with(about, heard_ms=self._now_ms())
                     self.tables.put_directory(txn, directory, about)
                 known[directory] = about
-            scan = known[directory].scan_at(record.asked_ms, record.generation)
-            seen = EntryRecord(record.attributes, record.asked_ms, record.generation, scan)
-            self.tables.put(txn, directory, name, seen)
+            asked_ms, generation = noted.record.asked_ms, noted.record.generation
+            scan = known[directory].scan_at(asked_ms, generation)
+            seen = EntryRecord(noted.record.attributes, asked_ms, generation, scan)
+            self.tables.put(txn, directory, name, seen, is_sure=noted.is_sure)
 
     def _known(self, txn: object, directory: bytes, source: str, path: str) -> DirectoryRecord:
         record = self.tables.get_directory(txn, directory)
@@ -193,15 +211,20 @@ class EntryStore:
 
         return await self._write(begin)
 
-    async def add_page(self, scan: Scan, page: Sequence[tuple[str, Attributes]]) -> None:
-        """Put a page of a scan; `scan.changes` says what is not as it was known."""
+    async def add_page(
+        self, scan: Scan, page: Sequence[tuple[str, Attributes]], *, is_sure: bool = True
+    ) -> Changes:
+        """Put a page of a scan; return what is not as it was known.
+
+        It *is_sure* if no word of a change there came since the scan began.
+        """
 
         def put(txn: object) -> tuple[list[str], bool]:
             changed: list[str] = []
             came = False
             for name, about in page:
                 record = EntryRecord(about, scan.asked_ms, scan.generation, scan.number)
-                old = self.tables.put(txn, scan.directory, name, record)
+                old = self.tables.put(txn, scan.directory, name, record, is_sure=is_sure)
                 if old is None:
                     came = True
                 elif not is_same(old, about):
@@ -209,11 +232,13 @@ class EntryStore:
             return changed, came
 
         changed, came = await self._write(put)
-        scan.changes.add(changed)
-        scan.changes.is_listing |= came and scan.was_listed
+        changes = Changes(is_listing=came and scan.was_listed)
+        changes.add(changed)
+        return changes
 
     async def end_scan(self, scan: Scan) -> Changes:
-        """Make the listing that of this scan, which was whole; return what it has changed."""
+        """Make the listing that of this scan, which was whole; return which names are gone."""
+        changes = Changes()
         after: str | None = ""
         entry_count = 0
         while after is not None:
@@ -222,12 +247,13 @@ class EntryStore:
                 directory=scan.directory,
                 name=after,
                 scan=scan.number,
+                gone=EntryRecord(None, scan.asked_ms, scan.generation),
                 count=SWEPT_TOGETHER,
             )
             gone, kept, after = await self._write(sweep)
             entry_count += kept
-            scan.changes.add(gone)
-            scan.changes.is_listing |= bool(gone) and scan.was_listed
+            changes.add(gone)
+            changes.is_listing |= bool(gone) and scan.was_listed
 
         def end(txn: object) -> None:
             old = self.tables.get_directory(txn, scan.directory)
@@ -244,7 +270,7 @@ class EntryStore:
             self.tables.put_directory(txn, scan.directory, record)
 
         await self._write(end)
-        return scan.changes
+        return changes
 
     # Doubt, and forgetting
 

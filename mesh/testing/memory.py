@@ -162,7 +162,7 @@ class DistantUnderStore:
 
     async def read(
         self, path: str, stat: Attributes, offset_bytes: int, size_bytes: int
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncIterator[bytes | memoryview]:
         await self._travel()
         async for run in self._store.read(path, stat, offset_bytes, size_bytes):
             await self._travel()

@@ -39,7 +39,7 @@ class UnderStore(Protocol):
 
     def read(
         self, path: str, about: Attributes, offset_bytes: int, size_bytes: int
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncIterator[bytes | memoryview]:
         """Yield the range in order, in runs of at most `request_bytes`.
 
         A run may be a `memoryview` of a library's own memory instead of bytes.

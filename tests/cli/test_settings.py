@@ -89,7 +89,7 @@ def test_the_shortest_file_has_every_default(write: Write) -> None:
     mount = settings.mounts["/"]
     assert (mount.block, mount.request, mount.max_age) == (4 * MIB, 4 * MIB, 60.0)
     assert (mount.concurrency, mount.timeout) == (16, 30.0)
-    assert (settings.fuse.attr_cache, settings.fuse.negative_entry_cache) == (60.0, 1.0)
+    assert (settings.fuse.attr_cache, settings.fuse.negative_entry_cache) == (60.0, 0.5)
     assert settings.security.ca is None
     assert (settings.log.level, settings.log.format) == ("info", "auto")
 

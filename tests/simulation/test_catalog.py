@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -77,7 +77,10 @@ class Loopback:
         self._world = world
 
     async def call(self, address: str, method: Any, request: Any, *, timeout_s: float = 1.0) -> Any:
+        began_s = self._world.clock()
         await asyncio.sleep(0)
+        if self._world.clock() - began_s > timeout_s:
+            raise PeerUnavailable(address, "no answer in time")
         peer = address.partition(":")[0]
         if (self._me, peer) in self._world.broken or peer not in self._world.catalogs:
             raise PeerUnavailable(peer, "the link is broken")
@@ -108,6 +111,7 @@ class World:
         self.history = History(self.clock, self.store)
         self.catalogs: dict[str, Catalog] = {}
         self.broken: set[tuple[str, str]] = set()
+        self._broke_s = 0.0
         self._view = view_of(Member(name, f"{name}:1", id=name) for name in NAMES)
         settings = UnderStoreSettings(url=SOURCE, max_age_s=MAX_AGE_S)
         self._table = MountTable({"/": settings}, {SOURCE: self.store})
@@ -115,26 +119,30 @@ class World:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            for name in NAMES:
-                (self.root / name).mkdir(parents=True)
-                index = open_index(self.root / name)
-                stack.callback(index.env.close)
-                writer = Writer(index.env)
-                stack.callback(writer.close)
-                entries = EntryStore(Entries(index.env, writable=True), writer, self.clock)
-                stack.callback(entries.flush)
-                tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            stores = {name: stack.enter_context(self._tables_of(name)) for name in NAMES}
+            # One group for all: a peer that ends would leave the others' calls in the air.
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            for name, entries in stores.items():
                 neighbors = RingNeighbors(self._view, name, Loopback(name, self), clock=self.clock)
                 metrics = Metrics()
+                shards = Shards(neighbors, tasks, metrics)
                 self.catalogs[name] = Catalog(
-                    self._table,
-                    entries,
-                    Shards(neighbors, tasks, metrics),
-                    tasks,
-                    metrics,
-                    clock=self.clock,
+                    self._table, entries, shards, tasks, metrics, clock=self.clock
                 )
             yield
+
+    @contextmanager
+    def _tables_of(self, name: str) -> Iterator[EntryStore]:
+        (self.root / name).mkdir(parents=True)
+        index = open_index(self.root / name)
+        writer = Writer(index.env)
+        entries = EntryStore(Entries(index.env, writable=True), writer, self.clock)
+        try:
+            yield entries
+        finally:
+            entries.flush()
+            writer.close()
+            index.env.close()
 
     async def step(self, draw: Random) -> None:
         """Do one thing, and hold what is said against what was true."""
@@ -159,6 +167,7 @@ class World:
         elif kind == "link":
             link = (draw.choice(NAMES), peer)
             self.broken ^= {link} if link[0] != link[1] else set()
+            self._broke_s = self.clock()
 
     async def size(self, peer: str, path: str, *, refresh: bool = False) -> int | None:
         try:
@@ -176,7 +185,8 @@ class World:
     async def refresh(self, peer: str, path: str) -> None:
         size = await self.size(peer, path, refresh=True)
         assert size in self.history.was(path, 0.0)
-        if not self.broken:  # then everybody has heard
+        # Then everybody has heard; who could not be told once may not know it until it is old.
+        if not self.broken and self.clock() - self._broke_s > MAX_AGE_S:
             for other in NAMES:
                 size = await self.size(other, path)
                 assert size in self.history.was(path, 0.0), f"{other} was not told of {path}"
@@ -206,12 +216,12 @@ async def run(root: Path, seed: int) -> int:
     return world.store.stats + world.store.listings
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(16))
 async def test_nothing_is_older_than_it_may_be(tmp_path: Path, seed: int) -> None:
     assert await run(tmp_path, seed) > 0
 
 
 @pytest.mark.slow
-async def test_nothing_is_older_than_it_may_be_in_any_of_300_worlds(tmp_path: Path) -> None:
-    asked = [await run(tmp_path / str(seed), seed) for seed in range(1000, 1300)]
+async def test_nothing_is_older_than_it_may_be_in_any_of_100_worlds(tmp_path: Path) -> None:
+    asked = [await run(tmp_path / str(seed), seed) for seed in range(1000, 1100)]
     assert min(asked) > 0

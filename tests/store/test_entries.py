@@ -58,12 +58,23 @@ def file(size_bytes: int, tag: str = HEX) -> Attributes:
 
 
 async def listed(
-    store: EntryStore, path: str, names: list[str], *, asked_s: float = 1000.0, size: int = 1
+    store: EntryStore,
+    path: str,
+    names: list[str],
+    *,
+    asked_s: float = 1000.0,
+    size: int = 1,
+    is_sure: bool = True,
 ) -> Changes:
     scan = await store.begin_scan(SOURCE, path, asked_s)
     assert scan is not None
-    await store.add_page(scan, [(name, file(size)) for name in names])
-    return await store.end_scan(scan)
+    page = [(name, file(size)) for name in names]
+    changes = await store.add_page(scan, page, is_sure=is_sure)
+    gone = await store.end_scan(scan)
+    changes.add(gone.names)
+    changes.is_all |= gone.is_all
+    changes.is_listing |= gone.is_listing
+    return changes
 
 
 def shown(store: EntryStore, path: str, after: str = "", count: int = 100) -> list[str]:
@@ -272,11 +283,16 @@ async def test_a_late_copy_of_what_has_changed_is_no_news(tmp_path: Path) -> Non
         store.note(SOURCE, "d", "a", file(1), clock() - 2)
         await store.flushed()
         await store.doubt(directory, Changes(["a"]))
-        store.note(SOURCE, "d", "a", file(1), clock() - 1)
+        await store.doubt(directory, Changes(["b"]))  # which was not known here
+        store.note(SOURCE, "d", "b", file(1), clock() - 1, is_sure=False)
+        assert store.look(directory, "b")[1] == float("-inf")
+        for late in (file(1), file(2)):
+            store.note(SOURCE, "d", "a", late, clock() - 1, is_sure=False)
+            await store.flushed()
+            assert store.look(directory, "a")[1] == float("-inf")
+        await listed(store, "d", ["a"], asked_s=clock() - 1, size=2, is_sure=False)
         assert store.look(directory, "a")[1] == float("-inf")
-        await store.flushed()
-        assert store.look(directory, "a")[1] == float("-inf")
-        store.note(SOURCE, "d", "a", file(2), clock() - 1)
+        store.note(SOURCE, "d", "a", file(3), clock() - 1)
         assert store.look(directory, "a")[1] == pytest.approx(clock() - 1)
 
 

@@ -248,3 +248,28 @@ def test_a_refresh_of_nothing_is_one_line(tmp_path: Path, data: Path) -> None:
         assert told.returncode == 1
         assert told.stderr.strip().count("\n") == 0
         assert "/dir/nothing" in told.stderr
+
+
+@pytest.mark.slow
+def test_owner_group_and_mask_are_those_of_the_mount_table(tmp_path: Path, data: Path) -> None:
+    """The kernel checks them: default_permissions."""
+    (data / "a").chmod(0o664)
+    rights = {"uid": "1234", "gid": "5678", "umask": '"037"'}
+    with mounted(tmp_path, ["one"], max_age='"1h"', **rights) as (_, [view]):
+        fields = "'(' + ', '.join(f'{x:o}' for x in (s.st_uid, s.st_gid, s.st_mode & 0o777)) + ')'"
+        for name, mode in (("dir/a", "640"), ("dir", "740")):
+            seen = look(view, f"[{fields} for s in [os.stat(view / {name!r})]][0]")
+            assert seen == f"({1234:o}, {5678:o}, {mode})"
+
+
+@pytest.mark.slow
+def test_many_small_files_come_in_few_calls(tmp_path: Path, data: Path) -> None:
+    for number in range(400):
+        (data / f"sample-{number:04}").write_bytes(b"%d" % number * 2000)
+    with mounted(tmp_path, ["one", "two"], max_age='"1h"', block='"1MiB"') as (hosts, views):
+        total = "sum(len(p.read_bytes()) for p in sorted((view / 'dir').iterdir()))"
+        expected = sum(path.stat().st_size for path in data.iterdir())
+        for view in views:
+            assert look(view, total) == str(expected)
+        peers = hosts.peers("one")
+        assert sum(peer["fills"] for peer in peers.values()) == 403
