@@ -232,9 +232,11 @@ class MeshClient:
         failure = PeerUnavailable(self._settings.name, "away")
         for peer in self._peers():
             try:
+                began_s = self._clock()
                 reply = await self._call(peer, LIST, ListRequest(path, after))
                 while reply.is_pending:
-                    reply = await self._call(peer, LIST, ListRequest(path, after))
+                    again = ListRequest(path, after, waited_s=self._clock() - began_s)
+                    reply = await self._call(peer, LIST, again)
             except PeerUnavailable as error:
                 self._note_away(peer, error)
                 failure = error

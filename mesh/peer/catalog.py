@@ -122,17 +122,24 @@ class Catalog:
             return known
         return await self._young(self._reads, self._find, spot, refresh=refresh)
 
-    async def page(self, path: str, after: str = "", *, refresh: bool = False) -> ListReply:
-        """Return the entries of a directory after a name, in the order of their names."""
-        return await self._listings.page(plain(path), after, refresh=refresh)
+    async def page(
+        self, path: str, after: str = "", *, refresh: bool = False, waited_s: float = 0.0
+    ) -> ListReply:
+        """Return the entries of a directory after a name, in the order of their names.
+
+        One that is pending is to be asked for again, saying for how long one has waited.
+        """
+        return await self._listings.page(plain(path), after, refresh=refresh, waited_s=waited_s)
 
     async def scan(
         self, path: str, *, refresh: bool = False
     ) -> AsyncIterator[tuple[DirectoryEntry, ...]]:
         """Yield all entries of a directory, ordered by name; whole, or an error."""
-        after = ""
+        after, began_s = "", self._clock()
         while True:
-            reply = await self.page(path, after, refresh=refresh and not after)
+            waited_s = self._clock() - began_s
+            anew = refresh and not after
+            reply = await self.page(path, after, refresh=anew, waited_s=waited_s)
             entries = entries_of(reply.page)
             if entries:
                 yield entries
@@ -167,7 +174,9 @@ class Catalog:
         """Answer a mount, a person, or the peer that asks this one as an owner."""
         path = plain(request.path)
         if not request.asker:
-            return await self._listings.page(path, request.after, refresh=request.refresh)
+            return await self._listings.page(
+                path, request.after, refresh=request.refresh, waited_s=request.waited_s
+            )
         return await self._listings.serve(path, request)
 
     async def lookup(self, request: LookupRequest) -> LookupReply:
@@ -364,7 +373,7 @@ class Catalog:
         self.tell(spot.source, spot.parent, changes)
         self._give_copy(spot, about, asked_s)
         if refresh:  # then what was found before must have been heard as well
-            await heard(self._telling.get(spot.directory, ()))
+            await self.all_heard(spot.directory)
         if about is None:
             raise NotFound(f"{spot.path}: no such file")
         known_s = self._clock() - asked_s
@@ -395,6 +404,10 @@ class Catalog:
         directory = directory_key(source, path)
         peers = set(self._audience.of(directory)) | set(self._shards.owners(directory))
         return self._start_telling(source, path, changes, sorted(peers - {self._shards.me}))
+
+    async def all_heard(self, directory: bytes) -> None:
+        """Wait, but not for long, until all have heard what was found out of a directory."""
+        await heard(self._telling.get(directory, ()))
 
     def _start_telling(
         self, source: str, path: str, changes: Changes, peers: Sequence[str]

@@ -44,6 +44,11 @@ COPIED_MAX = 65_536
 """Longer listings are passed on page by page, and not kept by who does not own them."""
 
 SCANS_MAX = 3
+COPY_TRIES = 3
+COPY_AGAIN_S = 0.5
+TICK_S = 0.001
+"""Times in the tables are whole milliseconds."""
+
 BROUGHT_MAX = 16_384
 """A listing that nobody asked for is given up when it is longer."""
 
@@ -57,7 +62,19 @@ class Crier(Protocol):
 
     def tell(self, source: str, path: str, changes: Changes) -> asyncio.Future[None] | None: ...
 
+    async def all_heard(self, directory: bytes) -> None: ...
+
     def heed(self, directory: bytes, peer: str, for_s: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """Which page is asked for, and how new it must be."""
+
+    after: str = ""
+    refresh: bool = False
+    waited_s: float = 0.0
+    """For so long the asker was told to ask again: what began since is new enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +137,18 @@ class Listings:
         self._scans: Once[bytes, None] = Once(tasks)
         self._copies: Once[bytes, None] = Once(tasks)
         self._bringing: set[str] = set()
+        self._scan_began_s: dict[bytes, float] = {}
 
-    async def page(self, path: str, after: str, *, refresh: bool = False) -> ListReply:
+    async def page(
+        self, path: str, after: str, *, refresh: bool = False, waited_s: float = 0.0
+    ) -> ListReply:
         """Return a page for this host; one that is pending is to be asked for again."""
         try:
             place = self._table.place(path)
         except NotFound:
             return self._between_mounts(path, after)
-        return self._with_mounts(path, after, await self._find(path, place, after, refresh=refresh))
+        wish = _Wish(after, refresh, waited_s)
+        return self._with_mounts(path, after, await self._find(path, place, wish))
 
     async def serve(self, path: str, request: ListRequest) -> ListReply:
         """Return a page to a peer that asks this one as an owner."""
@@ -137,7 +158,8 @@ class Listings:
         if request.is_ahead and not self._is_fresh(place, ""):
             self.bring(path)
             return ListReply(EMPTY, is_last=False, is_pending=True)
-        return await self._served(path, place, request.after, refresh=request.refresh)
+        wish = _Wish(request.after, request.refresh, request.waited_s)
+        return await self._served(path, place, wish)
 
     def bring(self, path: str) -> None:
         """Begin to make or copy a listing that nobody waits for."""
@@ -201,37 +223,38 @@ class Listings:
 
     # For this host: from the owners
 
-    async def _find(self, path: str, place: Place, after: str, *, refresh: bool) -> ListReply:
-        if not refresh and self._is_fresh(place, after):
-            return await self._kept(place, after)
+    async def _find(self, path: str, place: Place, wish: _Wish) -> ListReply:
+        if not wish.refresh and self._is_fresh(place, wish.after):
+            return await self._kept(place, wish.after)
         nearer = self._shards.nearer(_key(place))
         if nearer:
             with suppress(Unavailable):
-                return await self._from_owner(nearer, path, place, after, refresh=refresh)
+                return await self._from_owner(nearer, path, place, wish)
         try:
-            return await self._served(path, place, after, refresh=refresh)
+            return await self._served(path, place, wish)
         except UnderStoreUnavailable:
             farther = self._shards.farther(_key(place))
             if not farther:
                 raise
-            return await self._ask(farther, path, after, refresh=refresh)
+            return await self._ask(farther, path, wish)
 
     async def _ask(
-        self, peers: Sequence[str], path: str, after: str, *, refresh: bool, is_ahead: bool = False
+        self, peers: Sequence[str], path: str, wish: _Wish, *, is_ahead: bool = False
     ) -> ListReply:
-        request = ListRequest(path, after, self._shards.me, refresh, is_ahead)
+        me = self._shards.me
+        request = ListRequest(path, wish.after, me, wish.refresh, is_ahead, wish.waited_s)
         return await self._shards.first(peers, lambda peer: self._shards.page(peer, request))
 
     async def _from_owner(
-        self, peers: Sequence[str], path: str, place: Place, after: str, *, refresh: bool
+        self, peers: Sequence[str], path: str, place: Place, wish: _Wish
     ) -> ListReply:
-        directory = _key(place)
+        directory, after = _key(place), wish.after
         if after and self._copies.is_running(directory):
             with suppress(MeshError):
                 await self._copies.do(directory, _nothing)
             if self._is_fresh(place, after):
                 return await self._kept(place, after)
-        first = await self._said(peers, path, after, refresh=refresh)
+        first = await self._said(peers, path, wish)
         reply = first.reply
         is_worth_it = not (after or reply.is_pending or reply.is_stale) and reply.fresh_s > 0
         if is_worth_it and reply.entry_count <= COPIED_MAX:
@@ -244,17 +267,11 @@ class Listings:
         return reply
 
     async def _said(
-        self,
-        peers: Sequence[str],
-        path: str,
-        after: str,
-        *,
-        refresh: bool = False,
-        is_ahead: bool = False,
+        self, peers: Sequence[str], path: str, wish: _Wish, *, is_ahead: bool = False
     ) -> _Said:
         """Return a page of an owner. How long it took to come is its age as well."""
         began, began_s = self._crier.changes.last, self._clock()
-        reply = await self._ask(peers, path, after, refresh=refresh, is_ahead=is_ahead)
+        reply = await self._ask(peers, path, wish, is_ahead=is_ahead)
         took_s = self._clock() - began_s
         aged = replace(reply, fresh_s=max(0.0, reply.fresh_s - took_s), age_s=reply.age_s + took_s)
         return _Said(aged, began, began_s - reply.age_s)
@@ -273,7 +290,7 @@ class Listings:
                 self._crier.note(place.settings.url, place.path, changes)
             if said.reply.is_last:
                 break
-            said = await self._said(peers, path, page[-1][0] if page else "")
+            said = await self._said(peers, path, _Wish(page[-1][0] if page else ""))
             if said.asked_s < first.asked_s:
                 return  # an owner goes on that has an older listing
         if watch.is_sure():
@@ -281,30 +298,47 @@ class Listings:
             self._crier.note(place.settings.url, place.path, changes)
 
     async def _copy_from(self, path: str, place: Place, peer: str) -> None:
-        first = await self._said([peer], path, "")
-        if not first.reply.is_pending:
-            await self._copies.do(_key(place), lambda: self._copy(path, place, [peer], first))
+        for _ in range(COPY_TRIES):
+            with suppress(Unavailable):
+                first = await self._said([peer], path, _Wish())
+                if not first.reply.is_pending:
+                    await self._copies.do(
+                        _key(place),
+                        lambda: self._copy(path, place, [peer], first),  # noqa: B023
+                    )
+                if self._is_fresh(place, ""):
+                    return
+            await asyncio.sleep(COPY_AGAIN_S)
 
     # As an owner: from the under-store
 
-    async def _served(self, path: str, place: Place, after: str, *, refresh: bool) -> ListReply:
-        if not refresh and self._is_fresh(place, after):
+    async def _served(self, path: str, place: Place, wish: _Wish) -> ListReply:
+        directory, after = _key(place), wish.after
+        since_s = self._clock() - wish.waited_s - TICK_S
+        anew = wish.refresh or not place.settings.max_age_s
+        listed_s = self._entries.listed_s(directory)
+        is_new_enough = wish.waited_s > 0 and listed_s is not None and listed_s >= since_s
+        if is_new_enough or (not wish.refresh and self._is_fresh(place, after)):
             return await self._kept(place, after)
-        anew = refresh or not place.settings.max_age_s
+        if wish.waited_s > 0 and self._scan_began_s.get(directory, 0.0) >= since_s:
+            anew = False  # it is the one that this asker waits for
         try:
             async with asyncio.timeout(PENDING_S):
-                await self._scans.do(_key(place), lambda: self._scan(path, place), anew=anew)
+                await self._scans.do(directory, lambda: self._scan(path, place), anew=anew)
                 # Who joins a scan that takes long gets what was true when it began.
-                if place.settings.max_age_s and not self._is_fresh(place, after):
-                    await self._scans.do(_key(place), lambda: self._scan(path, place), anew=True)
+                is_since = (self._entries.listed_s(directory) or 0.0) >= since_s
+                if not is_since and not self._is_fresh(place, after):
+                    await self._scans.do(directory, lambda: self._scan(path, place), anew=True)
         except TimeoutError:
             return ListReply(EMPTY, is_last=False, is_pending=True)
         except UnderStoreUnavailable as error:
-            if self._entries.listed_s(_key(place)) is None:
+            if self._entries.listed_s(directory) is None:
                 raise
             log.warning("stale listing", path=path, reason=str(error))
             self._metrics.catalog_requests.labels("stale").inc()
             return await self._kept(place, after, is_stale=True)
+        if wish.refresh:
+            await self._crier.all_heard(directory)
         return await self._kept(place, after)
 
     async def _scan(self, path: str, place: Place, *, entries_max: int | None = None) -> None:
@@ -314,18 +348,22 @@ class Listings:
         """
         source, directory = place.settings.url, _key(place)
         told = None
-        for _ in range(SCANS_MAX):
-            began = self._crier.changes.last
-            scan = await self._entries.begin_scan(source, place.path, self._clock())
-            if scan is None:
-                continue  # a copy of a listing that was made this very moment
-            watch = _Watch(self._crier.changes, directory, began)
-            await self._fill(path, place, scan, watch, entries_max)
-            gone = await self._entries.end_scan(scan)
-            is_sure = watch.is_sure()
-            told = self._crier.tell(source, place.path, gone)
-            if is_sure:
-                break
+        self._scan_began_s[directory] = self._clock()
+        try:
+            for _ in range(SCANS_MAX):
+                began = self._crier.changes.last
+                scan = await self._entries.begin_scan(source, place.path, self._clock())
+                if scan is None:
+                    continue  # a copy of a listing that was made this very moment
+                watch = _Watch(self._crier.changes, directory, began)
+                await self._fill(path, place, scan, watch, entries_max)
+                gone = await self._entries.end_scan(scan)
+                is_sure = watch.is_sure()
+                told = self._crier.tell(source, place.path, gone)
+                if is_sure:
+                    break
+        finally:
+            self._scan_began_s.pop(directory, None)
         if (peer := self._shards.successor(directory)) is not None:
             work = self._give_copy(path, peer, told)
             self._tasks.create_task(quietly(work), name=f"second copy of {path}")
@@ -353,7 +391,11 @@ class Listings:
 
     async def _give_copy(self, path: str, peer: str, told: asyncio.Future[None] | None) -> None:
         await heard([told] if told else [])  # or what is copied would be doubted at once
-        await self._shards.keep(peer, KeepRequest(self._shards.me, directories=(path,)))
+        for _ in range(COPY_TRIES):
+            with suppress(Unavailable):
+                await self._shards.keep(peer, KeepRequest(self._shards.me, directories=(path,)))
+                return
+            await asyncio.sleep(COPY_AGAIN_S)
 
     async def _pages(self, path: str, place: Place) -> AsyncIterator[list[tuple[str, Attributes]]]:
         try:
@@ -372,7 +414,7 @@ class Listings:
             if not nearer:
                 await self._scan(path, place, entries_max=BROUGHT_MAX)
                 return
-            first = await self._said(nearer, path, "", is_ahead=True)
+            first = await self._said(nearer, path, _Wish(), is_ahead=True)
             reply = first.reply
             if not reply.is_pending and reply.fresh_s > 0 and reply.entry_count <= COPIED_MAX:
                 await self._copies.do(_key(place), lambda: self._copy(path, place, nearer, first))

@@ -50,6 +50,7 @@ def _encode_list_request(value: m.ListRequest) -> bytes:
         asker=value.asker,
         refresh=value.refresh,
         is_ahead=value.is_ahead,
+        waited_s=value.waited_s,
     ).SerializeToString()
 
 
@@ -61,6 +62,7 @@ def _decode_list_request(data: bytes) -> m.ListRequest:
         value.asker,
         value.refresh,
         value.is_ahead,
+        value.waited_s,
     )
 
 

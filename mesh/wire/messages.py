@@ -88,6 +88,7 @@ class ListRequest:
     asker: str = ""
     refresh: bool = False
     is_ahead: bool = False
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

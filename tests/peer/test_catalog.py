@@ -444,6 +444,34 @@ async def test_while_the_under_store_is_away_the_last_listing_is_marked_stale(
         assert not (await d.catalog.page("big")).is_stale
 
 
+class Gated(MemoryUnderStore):
+    """Lists when the test lets it."""
+
+    async def scan(self, path: str) -> AsyncIterator[list[DirectoryEntry]]:
+        async for page in super().scan(path):
+            await self.gate.wait()
+            yield page
+
+
+@pytest.mark.parametrize("refresh", [False, True])
+async def test_who_waits_for_a_long_listing_waits_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refresh: bool
+) -> None:
+    """max_age 0 and a refresh want one that began after they asked, and no more than that."""
+    monkeypatch.setattr("mesh.peer.listings.PENDING_S", 0.01)
+    store = Gated(many(3).files)
+    async with desk(tmp_path, {"/": store}, max_age_s=60.0 if refresh else 0.0) as d:
+        store.gate.clear()
+        assert (await d.catalog.page("big", refresh=refresh)).is_pending
+        d.clock.advance(5)
+        assert (await d.catalog.page("big", refresh=refresh, waited_s=5.0)).is_pending
+        store.gate.set()
+        d.clock.advance(5)
+        reply = await d.catalog.page("big", refresh=refresh, waited_s=10.0)
+        assert len(entries_of(reply.page)) == 3
+        assert store.listings == 1
+
+
 async def test_a_directory_that_was_removed_has_no_listing(tmp_path: Path) -> None:
     store = many(3)
     async with desk(tmp_path, {"/": store}) as d:

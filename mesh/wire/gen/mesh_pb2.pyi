@@ -459,6 +459,7 @@ class ListRequest(_message.Message):
     ASKER_FIELD_NUMBER: _builtins.int
     REFRESH_FIELD_NUMBER: _builtins.int
     IS_AHEAD_FIELD_NUMBER: _builtins.int
+    WAITED_S_FIELD_NUMBER: _builtins.int
     path: _builtins.bytes
     after: _builtins.bytes
     """The last name of the page before; empty: begin."""
@@ -468,6 +469,10 @@ class ListRequest(_message.Message):
     """Look at the under-store, whatever is known; with the first page only."""
     is_ahead: _builtins.bool
     """Nobody waits: begin to make the listing if there is none, and answer at once."""
+    waited_s: _builtins.float
+    """For so long the asker has been told to ask again: a listing that began since is new
+    enough for him.
+    """
     def __init__(
         self,
         *,
@@ -476,10 +481,11 @@ class ListRequest(_message.Message):
         asker: _builtins.str = ...,
         refresh: _builtins.bool = ...,
         is_ahead: _builtins.bool = ...,
+        waited_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "asker", b"asker", "is_ahead", b"is_ahead", "path", b"path", "refresh", b"refresh"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "asker", b"asker", "is_ahead", b"is_ahead", "path", b"path", "refresh", b"refresh", "waited_s", b"waited_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
