@@ -202,7 +202,7 @@ STAT: Method[m.StatRequest, m.StatReply] = Method(
 )
 LIST: Method[m.ListRequest, m.ListReply] = Method(
     "mesh.v1.Catalog",
-    "List",
+    "Page",
     _encode_list_request,
     _decode_list_request,
     _encode_list_reply,

@@ -32,8 +32,9 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 Handler = tuple[Method[Any, Any], Callable[[Any], Awaitable[Any]]]
 
-METHODS: list[Method[Any, Any]] = [FETCH, STAT, LIST, REPORT, WATCH, GATHER]
-"""By code. New ones go to the end."""
+METHODS: list[Method[Any, Any] | None] = [FETCH, STAT, None, REPORT, WATCH, GATHER, LIST]
+"""By code. New ones go to the end; a code is never given again, so that a mount of an older
+release is hung up on, and does not take an answer for an empty directory."""
 
 PING = 255
 DONE, FAILED, PONG = 0, 1, 2
@@ -135,7 +136,7 @@ class LocalServer:
         self._handlers = {
             code: by_path[method.path]
             for code, method in enumerate(METHODS)
-            if method.path in by_path
+            if method is not None and method.path in by_path
         }
         self._tasks: set[asyncio.Task[None]] = set()
         self._sides: list[_ServerSide] = []
