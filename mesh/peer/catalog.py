@@ -135,11 +135,12 @@ class Catalog:
         self, path: str, *, refresh: bool = False
     ) -> AsyncIterator[tuple[DirectoryEntry, ...]]:
         """Yield all entries of a directory, ordered by name; whole, or an error."""
-        after, began_s = "", self._clock()
+        after, began_s, waited_s = "", self._clock(), 0.0
         while True:
-            waited_s = self._clock() - began_s
             anew = refresh and not after
             reply = await self.page(path, after, refresh=anew, waited_s=waited_s)
+            if reply.is_pending:
+                waited_s = self._clock() - began_s
             entries = entries_of(reply.page)
             if entries:
                 yield entries
