@@ -253,6 +253,11 @@ async def test_room_is_kept_while_the_peer_runs(subject: Subject) -> None:
             await asyncio.sleep(0.001)
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
+    held = await subject.held(BIG)
+    assert subject.store.used_bytes == len(held) * BLOCK <= 0.9 * CAPACITY
+    assert held
+    for index in held:
+        assert await subject.get(BIG, index) == content(BIG, index)
 
 
 async def test_after_a_crash_nothing_is_believed_before_it_was_checked(subject: Subject) -> None:

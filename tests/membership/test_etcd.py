@@ -116,6 +116,7 @@ def test_a_password_is_not_in_the_repr() -> None:
 async def test_one_endpoint_of_two_is_enough(server: EtcdServer) -> None:
     etcd = etcd_at(f"127.0.0.1:{free_port()}", server.endpoint)
     await etcd.start()
+    assert [member.name for member in etcd.view.here] == [A.name]
     await etcd.leave()
     await etcd.aclose()
 
@@ -201,6 +202,7 @@ async def test_a_key_that_somebody_deleted_is_written_again(
     await post(server, "kv/deleterange", {"key": key})
     await until(lambda: a.sees(b).state is State.DEAD)
     await until(lambda: a.sees(b).state is State.ACTIVE and agree([a, b]))
+    assert [member.state for member in a.membership.view.here] == [State.ACTIVE] * 2
 
 
 @needs_etcd

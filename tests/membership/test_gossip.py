@@ -123,5 +123,7 @@ async def test_a_peer_that_binds_a_wildcard_is_seen_as_it_sees_itself() -> None:
     await until(lambda: first.view == second.view and len(first.view.here) == 2)
     await second.announce(replace(me, portion=0.5))
     await until(lambda: first.view == second.view and first.view.member("b").portion == 0.5)
+    assert not first.view.member("b").gossip.startswith("0.0.0.0")
+    assert first.view.epoch == second.view.epoch
     await second.aclose()
     await first.aclose()

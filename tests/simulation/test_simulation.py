@@ -32,7 +32,9 @@ MANY = range(1000)
 
 @pytest.mark.parametrize("seed", [int(GIVEN)] if GIVEN else QUICK)
 def test_the_mesh_keeps_its_promises(seed: int) -> None:
-    run(seed, accidents)
+    tally = run(seed, accidents)
+    assert tally.reads > tally.failed_reads
+    assert tally.fills > 0
 
 
 @pytest.mark.slow
