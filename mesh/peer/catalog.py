@@ -437,7 +437,7 @@ class Catalog:
     def _give_copy(self, spot: Spot, about: Attributes | None, asked_s: float) -> None:
         """Have the second owner keep what this one, the first, has learned."""
         peer = self._shards.successor(spot.directory)
-        if peer is None:
+        if peer is None or self._shards.is_broken(peer):
             return
         if peer not in self._to_keep:
             self._to_keep[peer] = {}

@@ -44,8 +44,8 @@ COPIED_MAX = 65_536
 """Longer listings are passed on page by page, and not kept by who does not own them."""
 
 SCANS_MAX = 3
-COPY_TRIES = 3
-COPY_AGAIN_S = 0.5
+COPY_TRIES = 5
+COPY_AGAIN_S = 1.0
 TICK_S = 0.001
 """Times in the tables are whole milliseconds."""
 

@@ -82,8 +82,11 @@ class Shards:
     def successor(self, directory: bytes) -> str | None:
         """Return who keeps the second copy of what this peer owns; None if it is no first owner."""
         owners = self.owners(directory)
-        is_first = len(owners) == 2 and self._neighbors.is_me(owners[0])
-        return owners[1] if is_first and not self._neighbors.is_broken(owners[1]) else None
+        is_first = len(owners) == OWNERS and self._neighbors.is_me(owners[0])
+        return owners[1] if is_first else None
+
+    def is_broken(self, peer: str) -> bool:
+        return self._neighbors.is_broken(peer)
 
     def former(self, directory: bytes) -> list[str]:
         """Return who may know a directory that this peer has come to own lately."""
