@@ -53,6 +53,9 @@ BROUGHT_MAX = 16_384
 """A listing that nobody asked for is given up when it is longer."""
 
 
+PENDING = ListReply(EMPTY, is_last=False, is_pending=True)
+
+
 class Crier(Protocol):
     """Who tells others what has changed."""
 
@@ -75,6 +78,12 @@ class _Wish:
     refresh: bool = False
     waited_s: float = 0.0
     """For so long the asker was told to ask again: what began since is new enough."""
+
+    is_ahead: bool = False
+    """Nobody waits for it."""
+
+    is_copy: bool = False
+    """What the owner has will do, however old; it is not to list anew for this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +166,10 @@ class Listings:
         self._crier.heed(directory, request.asker, place.settings.max_age_s)
         if request.is_ahead and not self._is_fresh(place, ""):
             self.bring(path)
-            return ListReply(EMPTY, is_last=False, is_pending=True)
+            return PENDING
+        if request.is_copy:
+            is_listed = self._entries.listed_s(directory) is not None
+            return await self._kept(place, request.after) if is_listed else PENDING
         wish = _Wish(request.after, request.refresh, request.waited_s)
         return await self._served(path, place, wish)
 
@@ -238,11 +250,16 @@ class Listings:
                 raise
             return await self._ask(farther, path, wish)
 
-    async def _ask(
-        self, peers: Sequence[str], path: str, wish: _Wish, *, is_ahead: bool = False
-    ) -> ListReply:
-        me = self._shards.me
-        request = ListRequest(path, wish.after, me, wish.refresh, is_ahead, wish.waited_s)
+    async def _ask(self, peers: Sequence[str], path: str, wish: _Wish) -> ListReply:
+        request = ListRequest(
+            path,
+            wish.after,
+            self._shards.me,
+            wish.refresh,
+            wish.is_ahead,
+            wish.waited_s,
+            wish.is_copy,
+        )
         return await self._shards.first(peers, lambda peer: self._shards.page(peer, request))
 
     async def _from_owner(
@@ -266,12 +283,10 @@ class Listings:
                 self._tasks.create_task(quietly(copy), name=f"copy {path}")
         return reply
 
-    async def _said(
-        self, peers: Sequence[str], path: str, wish: _Wish, *, is_ahead: bool = False
-    ) -> _Said:
+    async def _said(self, peers: Sequence[str], path: str, wish: _Wish) -> _Said:
         """Return a page of an owner. How long it took to come is its age as well."""
         began, began_s = self._crier.changes.last, self._clock()
-        reply = await self._ask(peers, path, wish, is_ahead=is_ahead)
+        reply = await self._ask(peers, path, wish)
         took_s = self._clock() - began_s
         aged = replace(reply, fresh_s=max(0.0, reply.fresh_s - took_s), age_s=reply.age_s + took_s)
         return _Said(aged, began, began_s - reply.age_s)
@@ -290,9 +305,9 @@ class Listings:
                 self._crier.note(place.settings.url, place.path, changes)
             if said.reply.is_last:
                 break
-            said = await self._said(peers, path, _Wish(page[-1][0] if page else ""))
-            if said.asked_s < first.asked_s:
-                return  # an owner goes on that has an older listing
+            said = await self._said(peers, path, _Wish(page[-1][0], is_copy=True))
+            if said.reply.is_pending or said.asked_s < first.asked_s:
+                return  # an owner goes on that has none any more, or an older one
         if watch.is_sure():
             changes = await self._entries.end_scan(scan)
             self._crier.note(place.settings.url, place.path, changes)
@@ -300,14 +315,15 @@ class Listings:
     async def _copy_from(self, path: str, place: Place, peer: str) -> None:
         for _ in range(COPY_TRIES):
             with suppress(Unavailable):
-                first = await self._said([peer], path, _Wish())
+                first = await self._said([peer], path, _Wish(is_copy=True))
                 if not first.reply.is_pending:
                     await self._copies.do(
                         _key(place),
                         lambda: self._copy(path, place, [peer], first),  # noqa: B023
                     )
-                if self._is_fresh(place, ""):
-                    return
+                    listed_s = self._entries.listed_s(_key(place))
+                    if listed_s is not None and listed_s >= first.asked_s - TICK_S:
+                        return
             await asyncio.sleep(COPY_AGAIN_S)
 
     # As an owner: from the under-store
@@ -330,7 +346,7 @@ class Listings:
                 if not is_since and not self._is_fresh(place, after):
                     await self._scans.do(directory, lambda: self._scan(path, place), anew=True)
         except TimeoutError:
-            return ListReply(EMPTY, is_last=False, is_pending=True)
+            return PENDING
         except UnderStoreUnavailable as error:
             if self._entries.listed_s(directory) is None:
                 raise
@@ -414,7 +430,7 @@ class Listings:
             if not nearer:
                 await self._scan(path, place, entries_max=BROUGHT_MAX)
                 return
-            first = await self._said(nearer, path, _Wish(), is_ahead=True)
+            first = await self._said(nearer, path, _Wish(is_ahead=True))
             reply = first.reply
             if not reply.is_pending and reply.fresh_s > 0 and reply.entry_count <= COPIED_MAX:
                 await self._copies.do(_key(place), lambda: self._copy(path, place, nearer, first))

@@ -51,6 +51,7 @@ def _encode_list_request(value: m.ListRequest) -> bytes:
         refresh=value.refresh,
         is_ahead=value.is_ahead,
         waited_s=value.waited_s,
+        is_copy=value.is_copy,
     ).SerializeToString()
 
 
@@ -63,6 +64,7 @@ def _decode_list_request(data: bytes) -> m.ListRequest:
         value.refresh,
         value.is_ahead,
         value.waited_s,
+        value.is_copy,
     )
 
 

@@ -89,6 +89,7 @@ class ListRequest:
     refresh: bool = False
     is_ahead: bool = False
     waited_s: float = 0.0
+    is_copy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import pytest
 from mesh.errors import NotFound
 from mesh.metrics import by_label, total
 from mesh.peer.health import Hedging
+from mesh.peer.listings import COPY_AGAIN_S
 from mesh.peer.peer import Peer
 from mesh.store.entries import directory_key
 from mesh.testing.cluster import Cluster, running_cluster
@@ -119,6 +120,20 @@ async def test_the_second_owner_has_a_copy_and_answers_for_the_first(tmp_path: P
         await cluster.stop(first)
         assert await names(cluster.peers[third], "big") == [f"{n:04}" for n in range(COUNT)]
         assert (store.listings, store.stats) == asked
+
+
+@pytest.mark.parametrize("max_age_s", [0.0, 0.001])
+async def test_a_second_copy_never_makes_anybody_list_again(
+    tmp_path: Path, max_age_s: float
+) -> None:
+    store = many()
+    async with cluster_of(tmp_path, store, max_age_s=max_age_s) as cluster:
+        first, second, _ = owners(cluster, "big")
+        directory = directory_key(SOURCE, "big")
+        await names(cluster.peers[first], "big")
+        await until(lambda: cluster.peers[second].store.entries.listed_s(directory) is not None)
+        await asyncio.sleep(2 * COPY_AGAIN_S)  # nothing is to happen, so there is no event
+        assert store.listings == 1
 
 
 async def test_what_was_looked_up_has_a_second_copy_too(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import pytest
 from mesh.errors import MeshError, NotFound, PeerUnavailable
 from mesh.membership.view import Member, view_of
 from mesh.metrics import Metrics
+from mesh.peer import listings
 from mesh.peer.catalog import Catalog
 from mesh.peer.neighbors import RingNeighbors
 from mesh.peer.shards import Shards
@@ -215,6 +216,12 @@ async def run(root: Path, seed: int) -> int:
         world.broken.clear()  # or tasks that try again would be waited for
         await asyncio.sleep(0.02)  # tasks that still tell
     return world.store.stats + world.store.listings
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of a world does not move while something waits; a pause is for nothing."""
+    monkeypatch.setattr(listings, "COPY_AGAIN_S", 0.01)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -72,7 +72,6 @@ def job(hosts: Hosts, number: str, *, by: str = "one") -> dict[str, Any]:
     return said
 
 
-@pytest.mark.skip(reason="known fault: --check asked of another host than warmup says 0 %")
 @pytest.mark.slow
 def test_what_is_brought_checked_and_evicted_is_what_the_peers_say(hosts: Hosts) -> None:
     assert warmup(hosts, "--check", "/")["exit_code"] == 1

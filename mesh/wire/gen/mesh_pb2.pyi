@@ -460,6 +460,7 @@ class ListRequest(_message.Message):
     REFRESH_FIELD_NUMBER: _builtins.int
     IS_AHEAD_FIELD_NUMBER: _builtins.int
     WAITED_S_FIELD_NUMBER: _builtins.int
+    IS_COPY_FIELD_NUMBER: _builtins.int
     path: _builtins.bytes
     after: _builtins.bytes
     """The last name of the page before; empty: begin."""
@@ -473,6 +474,8 @@ class ListRequest(_message.Message):
     """For so long the asker has been told to ask again: a listing that began since is new
     enough for him.
     """
+    is_copy: _builtins.bool
+    """What is listed, however old; pending if nothing is: a copy makes nobody list anew."""
     def __init__(
         self,
         *,
@@ -482,10 +485,11 @@ class ListRequest(_message.Message):
         refresh: _builtins.bool = ...,
         is_ahead: _builtins.bool = ...,
         waited_s: _builtins.float = ...,
+        is_copy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "asker", b"asker", "is_ahead", b"is_ahead", "path", b"path", "refresh", b"refresh", "waited_s", b"waited_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "asker", b"asker", "is_ahead", b"is_ahead", "is_copy", b"is_copy", "path", b"path", "refresh", b"refresh", "waited_s", b"waited_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
