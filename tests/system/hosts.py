@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -112,6 +112,7 @@ class Hosts:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._tell(self.views.values())
         for view, process in self.views.items():
             self._end(process)
             if device_of(view) is not None:
@@ -119,18 +120,24 @@ class Hosts:
                 subprocess.run(["umount", "-l", str(view)], check=False, timeout=20)
                 if connection is not None and (connection / "abort").exists():
                     (connection / "abort").write_text("1")
+        self._tell(self.daemons.values())
         for process in self.daemons.values():
             self._end(process)
 
+    def _tell(self, processes: Iterable[subprocess.Popen[bytes]]) -> None:
+        """Have all begin to end before one is waited for."""
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        if process.poll() is None:
-            process.send_signal(signal.SIGCONT)
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        """Wait for the end of one that was told to."""
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
     # Peers
 

@@ -43,6 +43,7 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@pytest.mark.slow
 def test_all_read_one_cold_file_and_each_block_leaves_the_under_store_once(
     hosts: Hosts, data: Path
 ) -> None:

@@ -65,6 +65,7 @@ def content(view: Path, name: str = "dir/a") -> str:
     return look(view, f"(view / {name!r}).read_bytes().decode()")
 
 
+@pytest.mark.slow
 def test_a_change_is_believed_away_until_somebody_looks_and_then_all_see_it(
     tmp_path: Path, data: Path
 ) -> None:
