@@ -11,10 +11,10 @@ INTERRUPTED = 130
 def main() -> None:
     """Run the command line."""
     try:
-        # Only now: what the commands import takes long enough for a Ctrl-C to come.
-        from mesh.cli.commands import app
+        # Only now: what a command imports takes long enough for a Ctrl-C to come.
+        from mesh.cli.commands import app_for
 
-        app()
+        app_for(sys.argv[1:])()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from mesh.blocks import MIB, Attributes, version_of
 from mesh.cli import info, stats, status
 from mesh.cli.ask import host_peer
-from mesh.cli.commands import app
+from mesh.cli.commands import app_for
 from mesh.cli.figures import duration_shown, hit_ratio, size_shown, text_shown
 from mesh.cli.info import Run, path_in_mesh, runs
 from mesh.cli.local_cluster import LocalCluster, local_cluster
@@ -38,6 +38,7 @@ MODEL_BYTES = 10 * MIB
 BLOCKS = 3  # of 4 MiB each, the last one short
 CTRL_C_WITHIN_S = 20.0
 
+app = app_for()
 runner = CliRunner(env={"COLUMNS": "200"})
 
 

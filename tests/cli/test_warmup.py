@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from mesh.blocks import MIB
-from mesh.cli.commands import app
+from mesh.cli.commands import app_for
 from mesh.cli.following import failure_lines, plan_line, report, result_line, room_warning
 from mesh.cli.local_cluster import LocalCluster, local_cluster
 from mesh.cli.pinned import Pinned
@@ -24,6 +24,7 @@ from mesh.wire.care import Job, Pin, Tally
 from mesh.wire.messages import Description, Overview
 
 NAMES = ("one", "two", "three")
+app = app_for()
 runner = CliRunner(env={"COLUMNS": "200"})
 
 

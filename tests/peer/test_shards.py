@@ -132,7 +132,7 @@ async def test_a_second_copy_never_makes_anybody_list_again(
         directory = directory_key(SOURCE, "big")
         await names(cluster.peers[first], "big")
         await until(lambda: cluster.peers[second].store.entries.listed_s(directory) is not None)
-        await asyncio.sleep(2 * COPY_AGAIN_S)  # nothing is to happen, so there is no event
+        await asyncio.sleep(1.2 * COPY_AGAIN_S)  # nothing is to happen, so there is no event
         assert store.listings == 1
 
 

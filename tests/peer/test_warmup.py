@@ -296,6 +296,7 @@ def total_in_flight(peer: Peer) -> int:
     return total(peer.metrics.in_flight_bytes)
 
 
+@pytest.mark.slow
 async def test_away_for_too_long_it_fails_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +335,7 @@ async def test_a_peer_that_stops_in_the_middle_loses_nothing(tmp_path: Path) -> 
             assert all(holders(cluster, under_store, path)) or not data
 
 
+@pytest.mark.slow
 async def test_a_peer_that_was_named_and_went_away_is_waited_for_and_then_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

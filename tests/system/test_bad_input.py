@@ -106,6 +106,7 @@ def test_an_address_in_use(hosts: Hosts) -> None:
     assert not hosts.store("one").exists()
 
 
+@pytest.mark.slow
 def test_two_peers_with_one_data_directory(hosts: Hosts) -> None:
     with hosts:
         hosts.start()
@@ -123,6 +124,7 @@ def test_two_peers_with_one_data_directory(hosts: Hosts) -> None:
         assert hosts.peers("one")["one"]["is_up"]
 
 
+@pytest.mark.slow
 def test_a_data_directory_of_another_cluster(hosts: Hosts) -> None:
     with hosts:
         hosts.start()

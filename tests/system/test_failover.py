@@ -58,6 +58,7 @@ def test_all_read_one_cold_file_and_each_block_leaves_the_under_store_once(
     assert fills(hosts.peers("one")) == (48, SIZE)
 
 
+@pytest.mark.slow
 def test_own_peer_killed_then_an_owner_then_all(hosts: Hosts, data: Path) -> None:
     view = hosts.mount("one")
     with (view / "model").open("rb") as model:

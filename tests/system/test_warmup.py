@@ -114,6 +114,7 @@ def test_a_file_that_is_gone_is_named(hosts: Hosts, data: Path) -> None:
     assert said["tally"]["kept_files"] == SMALL
 
 
+@pytest.mark.slow
 def test_ctrl_c_cancels_and_says_so(hosts: Hosts) -> None:
     child = subprocess.Popen(
         [*MESH, "warmup", "/", "--bandwidth", "64KiB", "-c", str(hosts.config("one"))],
