@@ -15,7 +15,7 @@ demo: ## read a model through three peers; MODEL=path for your own
 
 test: ## the quick tests
 	@scripts/setup dev
-	@$(BIN)/pytest -m "not slow"
+	@$(BIN)/pytest -m "not slow" -n 2 --dist worksteal
 
 test-all: ## all tests
 	@scripts/setup dev
