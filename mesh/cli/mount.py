@@ -86,6 +86,7 @@ async def _run(settings: Settings, mountpoint: Path, ready_fd: int) -> None:
             negative_entry_cache_s=fuse.negative_entry_cache,
             uid=os.getuid(),
             gid=os.getgid(),
+            has_xattrs=fuse.xattr,
         ),
         allow_other=fuse.allow_other,
         read_ahead_bytes=fuse.read_ahead,

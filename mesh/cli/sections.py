@@ -295,6 +295,7 @@ class FuseSection(Section):
     attr_cache: Seconds = 60.0
     entry_cache: Seconds = 60.0
     negative_entry_cache: Seconds = 0.5
+    xattr: bool = True
     buffer: Size = 64 * MIB
     """Bytes of blocks that a mount holds while its own peer is down."""
     metrics: AddressOrOff = ""

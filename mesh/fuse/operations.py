@@ -51,6 +51,8 @@ class KernelSettings:
     negative_entry_cache_s: float = 0.5
     uid: int = 0
     gid: int = 0
+    has_xattrs: bool = True
+    """Without them the kernel stops asking for any, which `ls -l` does for each name."""
 
 
 class Buffers:
@@ -200,6 +202,7 @@ class MeshOperations(pyfuse3.Operations):
         return answer
 
     async def getxattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> bytes:
+        self._check_xattrs()
         with self._errno_only("getxattr"):
             value = await self._view.xattr(inode, os.fsdecode(name))
         if value is None:
@@ -207,8 +210,13 @@ class MeshOperations(pyfuse3.Operations):
         return value.encode()
 
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> list[bytes]:
+        self._check_xattrs()
         is_directory = self._view.nodes.node(inode).attributes.is_directory
         return [] if is_directory else [name.encode() for name in XATTRS]
+
+    def _check_xattrs(self) -> None:
+        if not self._settings.has_xattrs:
+            raise FUSEError(errno.ENOSYS)  # the kernel says EOPNOTSUPP from then on, unasked
 
     def _entry(self, node: Node) -> EntryAttributes:
         about = node.attributes

@@ -24,9 +24,9 @@ import structlog
 
 from mesh.errors import MeshError, Unusable
 from mesh.membership.etcd_api import Denied, EtcdAccess, EtcdApi, Forgotten, Moment
-from mesh.membership.membership import PROTOCOL, Watched, as_left, identity_of
+from mesh.membership.membership import PROTOCOL, Watched, Watching, as_left, identity_of
 from mesh.membership.roster import GRACE_S, Roster
-from mesh.membership.view import Member, View
+from mesh.membership.view import Member
 
 log = structlog.get_logger()
 
@@ -81,7 +81,7 @@ class _Record(msgspec.Struct):
     member: msgspec.Raw
 
 
-class Etcd:
+class Etcd(Watching):
     """A `Membership`; it begins with `start`."""
 
     def __init__(self, settings: EtcdSettings, me: Member) -> None:
@@ -104,17 +104,6 @@ class Etcd:
         self._tasks: list[asyncio.Task[None]] = []
 
     # What the rest of mesh asks
-
-    @property
-    def view(self) -> View:
-        return self._watched.view
-
-    @property
-    def twin(self) -> Member | None:
-        return self._watched.twin
-
-    async def changed(self, epoch: int) -> View:
-        return await self._watched.changed(epoch)
 
     async def announce(self, me: Member) -> None:
         """Tell etcd; later, when it is away now."""

@@ -22,9 +22,9 @@ import kinship
 import structlog
 
 from mesh.errors import Unusable
-from mesh.membership.membership import PROTOCOL, Watched, as_left, identity_of
+from mesh.membership.membership import PROTOCOL, Watched, Watching, as_left, identity_of
 from mesh.membership.roster import GRACE_S, Roster
-from mesh.membership.view import Member, State, View
+from mesh.membership.view import Member, State
 
 log = structlog.get_logger()
 
@@ -72,7 +72,7 @@ class GossipSettings:
     protocol: int = PROTOCOL
 
 
-class Gossip:
+class Gossip(Watching):
     """A `Membership`; made by `join`."""
 
     def __init__(self, settings: GossipSettings, me: Member) -> None:
@@ -110,17 +110,6 @@ class Gossip:
             raise Unusable(f"membership can't be set up: {error}; mend cluster or peer") from error
 
     # What the rest of mesh asks
-
-    @property
-    def view(self) -> View:
-        return self._watched.view
-
-    @property
-    def twin(self) -> Member | None:
-        return self._watched.twin
-
-    async def changed(self, epoch: int) -> View:
-        return await self._watched.changed(epoch)
 
     async def announce(self, me: Member) -> None:
         self._watched.mine(replace(me, gossip=self._cluster.local.addr))

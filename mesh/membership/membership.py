@@ -143,6 +143,23 @@ class Watched:
             self.renew()
 
 
+class Watching:
+    """What of a `Membership` its roster answers, in whatever way that hears of others."""
+
+    _watched: Watched
+
+    @property
+    def view(self) -> View:
+        return self._watched.view
+
+    @property
+    def twin(self) -> Member | None:
+        return self._watched.twin
+
+    async def changed(self, epoch: int) -> View:
+        return await self._watched.changed(epoch)
+
+
 def as_left(me: Member) -> Member:
     """Return what the others should hear of a peer that has left."""
     return replace(me, state=State.LEFT)

@@ -14,9 +14,9 @@ from dataclasses import replace
 
 from mesh.clock import Clock, monotonic_s
 from mesh.membership.detector import Detector, Patience
-from mesh.membership.membership import Watched, as_left
+from mesh.membership.membership import Watched, Watching, as_left
 from mesh.membership.roster import GRACE_S, Roster
-from mesh.membership.view import Member, State, View
+from mesh.membership.view import Member, State
 
 PROBE_EVERY_S = 0.5
 PROBE_TIMEOUT_S = 0.5
@@ -30,7 +30,7 @@ Probe = Callable[[Member], Awaitable[Member | None]]
 """Asks a member how it is; None when it does not answer in time."""
 
 
-class StaticList:
+class StaticList(Watching):
     """A `Membership` of those that a config names; the work begins with `start`."""
 
     def __init__(
@@ -56,15 +56,8 @@ class StaticList:
             self._watched.hear(member.id, member)
 
     @property
-    def view(self) -> View:
-        return self._watched.view
-
-    @property
     def twin(self) -> Member | None:
         return None
-
-    async def changed(self, epoch: int) -> View:
-        return await self._watched.changed(epoch)
 
     async def announce(self, me: Member) -> None:
         """The others see it in the answers to their probes."""

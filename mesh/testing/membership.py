@@ -15,9 +15,9 @@ from dataclasses import replace
 from random import Random
 
 from mesh.membership.detector import Detector, Patience
-from mesh.membership.membership import PROTOCOL, Watched, as_left
+from mesh.membership.membership import PROTOCOL, Watched, Watching, as_left
 from mesh.membership.roster import GRACE_S, Roster
-from mesh.membership.view import Member, State, View
+from mesh.membership.view import Member, State
 
 LOOK_EVERY_S = (0.3, 0.5)
 """The shortest and the longest time between two looks."""
@@ -72,7 +72,7 @@ class SimWorld:
         return self.random.uniform(*LOOK_EVERY_S)
 
 
-class SimMembership:
+class SimMembership(Watching):
     """A `Membership` in a `SimWorld`; it begins with `start`."""
 
     def __init__(
@@ -100,17 +100,6 @@ class SimMembership:
     def me(self) -> Member:
         """How this peer says that it is."""
         return self._watched.me
-
-    @property
-    def view(self) -> View:
-        return self._watched.view
-
-    @property
-    def twin(self) -> Member | None:
-        return self._watched.twin
-
-    async def changed(self, epoch: int) -> View:
-        return await self._watched.changed(epoch)
 
     async def announce(self, me: Member) -> None:
         """The others see it at their next look."""

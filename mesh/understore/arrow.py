@@ -19,7 +19,6 @@ from mesh.blocks import Attributes, DirectoryEntry
 from mesh.errors import MeshError, NotADirectory, NotFound, Refused
 from mesh.metrics import Metrics
 from mesh.understore.keys import Hidden, Level, why_no_path
-from mesh.understore.open import open_under_store as open_under_store
 from mesh.understore.pool import (
     DIRECTORY,
     CheckedStore,

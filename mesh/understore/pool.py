@@ -81,7 +81,7 @@ class PooledStore(ABC):
 
     async def read(
         self, path: str, about: Attributes, offset_bytes: int, size_bytes: int
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncIterator[bytes | memoryview]:
         end_bytes = offset_bytes + size_bytes
         while offset_bytes < end_bytes:
             wanted_bytes = min(self.request_bytes, end_bytes - offset_bytes)
@@ -107,7 +107,9 @@ class PooledStore(ABC):
     def _stat(self, path: str) -> Attributes: ...
 
     @abstractmethod
-    def _read(self, path: str, about: Attributes, offset_bytes: int, size_bytes: int) -> bytes: ...
+    def _read(
+        self, path: str, about: Attributes, offset_bytes: int, size_bytes: int
+    ) -> bytes | memoryview: ...
 
     def _translated(self, error: Exception, where: str) -> MeshError:
         """Put the library's vocabulary into ours; most of them speak the system's."""

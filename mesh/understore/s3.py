@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, cast
+from typing import Any
 
 from mesh.blocks import Attributes, DirectoryEntry
 from mesh.errors import (
@@ -137,7 +137,7 @@ class S3Store(PooledStore):
             else:
                 yield DirectoryEntry(entry.name, entry.content or DIRECTORY)
 
-    def _read(self, path: str, about: Attributes, offset_bytes: int, size_bytes: int) -> bytes:
+    def _read(self, path: str, about: Attributes, offset_bytes: int, size_bytes: int) -> memoryview:
         import obstore
 
         options: obstore.GetOptions = {"range": (offset_bytes, offset_bytes + size_bytes)}
@@ -157,7 +157,7 @@ class S3Store(PooledStore):
             raise
         if len(data) != size_bytes:
             raise UnderStoreUnavailable(f"{self._settings.url}: read {path}: ended too early")
-        return cast(bytes, data)
+        return data
 
     def _translated(self, error: Exception, where: str) -> MeshError:
         from botocore import exceptions as theirs

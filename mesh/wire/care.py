@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from mesh.blocks import FileVersion, version_of
-from mesh.wire.basics import Method, path_bytes, path_text
+from mesh.blocks import FileVersion
+from mesh.wire.basics import Method, file_of, file_to, path_bytes, path_text
 from mesh.wire.gen import care_pb2 as pb
 from mesh.wire.messages import Nothing
 
@@ -187,35 +187,14 @@ def mask_of(data: bytes) -> int:
     return int.from_bytes(data, "little")
 
 
-def _file_to(file: FileVersion) -> pb.CareFile:
-    return pb.CareFile(
-        source=file.source,
-        path=path_bytes(file.path),
-        size_bytes=file.size_bytes,
-        tag=file.tag,
-        block_bytes=file.block_bytes,
-    )
-
-
-def _file_of(file: pb.CareFile) -> FileVersion:
-    # The id is not sent but computed, as in `basics.file_of`.
-    return version_of(
-        source=file.source,
-        path=path_text(file.path),
-        size_bytes=file.size_bytes,
-        tag=file.tag,
-        block_bytes=max(1, file.block_bytes),
-    )
-
-
 def _encode_holdings_request(value: HoldingsRequest) -> bytes:
-    files = [_file_to(file) for file in value.files]
+    files = [file_to(file) for file in value.files]
     return pb.HoldingsRequest(files=files).SerializeToString()
 
 
 def _decode_holdings_request(data: bytes) -> HoldingsRequest:
     value = pb.HoldingsRequest.FromString(data)
-    return HoldingsRequest(tuple(map(_file_of, value.files)))
+    return HoldingsRequest(tuple(map(file_of, value.files)))
 
 
 def _encode_holdings(value: HoldingsReply) -> bytes:
@@ -231,7 +210,7 @@ def _decode_holdings(data: bytes) -> HoldingsReply:
 
 def _encode_warm_request(value: WarmRequest) -> bytes:
     items = [
-        pb.WarmItem(file=_file_to(item.file), mask=mask_bytes(item.mask), holder=item.holder)
+        pb.WarmItem(file=file_to(item.file), mask=mask_bytes(item.mask), holder=item.holder)
         for item in value.items
     ]
     return pb.WarmRequest(items=items, parallel=value.parallel).SerializeToString()
@@ -239,7 +218,7 @@ def _encode_warm_request(value: WarmRequest) -> bytes:
 
 def _decode_warm_request(data: bytes) -> WarmRequest:
     value = pb.WarmRequest.FromString(data)
-    items = (WarmItem(_file_of(i.file), mask_of(i.mask), i.holder) for i in value.items)
+    items = (WarmItem(file_of(i.file), mask_of(i.mask), i.holder) for i in value.items)
     return WarmRequest(tuple(items), value.parallel)
 
 

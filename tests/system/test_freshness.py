@@ -264,6 +264,21 @@ def test_owner_group_and_mask_are_those_of_the_mount_table(tmp_path: Path, data:
 
 
 @pytest.mark.slow
+def test_a_mount_without_xattrs_says_so(tmp_path: Path, data: Path) -> None:
+    mounts = directory(tmp_path / "data")
+    with Hosts(tmp_path, NAMES[:1], mounts, more="[fuse]\nxattr = false") as hosts:
+        hosts.start()
+        view = hosts.mount(NAMES[0])
+        for function in ("getxattr(path, 'user.mesh.version')", "listxattr(path)"):
+            code = (
+                "import os, sys\npath = sys.argv[1]\n"
+                f"try:\n    print(os.{function})\nexcept OSError as error:\n    print(error.errno)"
+            )
+            assert run_python(code, str(view / "dir" / "a")).strip() == str(errno.EOPNOTSUPP)
+        assert content(view) == "a"
+
+
+@pytest.mark.slow
 def test_many_small_files_come_in_few_calls(tmp_path: Path, data: Path) -> None:
     for number in range(400):
         (data / f"sample-{number:04}").write_bytes(b"%d" % number * 2000)

@@ -22,53 +22,52 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from mesh.wire.gen import mesh_pb2 as mesh_dot_v1_dot_mesh__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12mesh/v1/care.proto\x12\x07mesh.v1\"^\n\x08\x43\x61reFile\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0b\n\x03tag\x18\x04 \x01(\t\x12\x13\n\x0b\x62lock_bytes\x18\x05 \x01(\r\"3\n\x0fHoldingsRequest\x12 \n\x05\x66iles\x18\x01 \x03(\x0b\x32\x11.mesh.v1.CareFile\"0\n\rHoldingsReply\x12\r\n\x05masks\x18\x01 \x03(\x0c\x12\x10\n\x08\x64oubtful\x18\x02 \x03(\x0c\"I\n\x08WarmItem\x12\x1f\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x11.mesh.v1.CareFile\x12\x0c\n\x04mask\x18\x02 \x01(\x0c\x12\x0e\n\x06holder\x18\x03 \x01(\t\"A\n\x0bWarmRequest\x12 \n\x05items\x18\x01 \x03(\x0b\x32\x11.mesh.v1.WarmItem\x12\x10\n\x08parallel\x18\x02 \x01(\r\":\n\x0bWarmFailure\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0c\n\x04mask\x18\x02 \x01(\x0c\x12\r\n\x05words\x18\x03 \x01(\x0c\"w\n\tWarmReply\x12\x13\n\x0blocal_bytes\x18\x01 \x01(\x04\x12\x12\n\npeer_bytes\x18\x02 \x01(\x04\x12\x19\n\x11under_store_bytes\x18\x03 \x01(\x04\x12&\n\x08\x66\x61ilures\x18\x04 \x03(\x0b\x32\x14.mesh.v1.WarmFailure\":\n\x0b\x44ropRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x0c\"\x89\x01\n\tDropReply\x12\r\n\x05\x66iles\x18\x01 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cpinned_files\x18\x04 \x01(\x04\x12\x13\n\x0b\x62usy_blocks\x18\x05 \x01(\x04\x12\r\n\x05\x61\x66ter\x18\x06 \x01(\x0c\x12\x0f\n\x07is_last\x18\x07 \x01(\x08\"7\n\x03Pin\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0f\n\x07stamp_s\x18\x02 \x01(\x01\x12\x11\n\tis_pinned\x18\x03 \x01(\x08\"%\n\x07PinList\x12\x1a\n\x04pins\x18\x01 \x03(\x0b\x32\x0c.mesh.v1.Pin\"2\n\x0eSetPinsRequest\x12\r\n\x05paths\x18\x01 \x03(\x0c\x12\x11\n\tis_pinned\x18\x02 \x01(\x08\"\x95\x01\n\x08JobOrder\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05paths\x18\x02 \x03(\x0c\x12\x15\n\rfiles_at_once\x18\x03 \x01(\r\x12\x10\n\x08replicas\x18\x04 \x01(\r\x12\r\n\x05peers\x18\x05 \x03(\t\x12\x13\n\x0b\x62ytes_per_s\x18\x06 \x01(\x04\x12\x0e\n\x06number\x18\x07 \x01(\x04\x12\x0f\n\x07is_open\x18\x08 \x01(\x08\"\x11\n\x0fListJobsRequest\"%\n\x07JobList\x12\x1a\n\x04jobs\x18\x01 \x03(\x0b\x32\x0c.mesh.v1.Job\"\x1c\n\nJobRequest\x12\x0e\n\x06number\x18\x01 \x01(\x04\"\'\n\x07\x46\x61ilure\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\x0c\"\xc9\x02\n\x03Job\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05paths\x18\x03 \x03(\x0c\x12\x12\n\npath_count\x18\x04 \x01(\x04\x12\r\n\x05state\x18\x05 \x01(\t\x12\r\n\x05stage\x18\x06 \x01(\t\x12\x11\n\tordered_s\x18\x07 \x01(\x01\x12\x0f\n\x07\x62\x65gan_s\x18\x08 \x01(\x01\x12\x0f\n\x07\x65nded_s\x18\t \x01(\x01\x12\x0f\n\x07resumed\x18\n \x01(\r\x12\x1d\n\x05tally\x18\x0b \x01(\x0b\x32\x0e.mesh.v1.Tally\x12\"\n\x08\x66\x61ilures\x18\x0c \x03(\x0b\x32\x10.mesh.v1.Failure\x12\r\n\x05\x65rror\x18\r \x01(\x0c\x12\x15\n\rfiles_at_once\x18\x0e \x01(\r\x12\x10\n\x08replicas\x18\x0f \x01(\r\x12\r\n\x05peers\x18\x10 \x03(\t\x12\x13\n\x0b\x62ytes_per_s\x18\x11 \x01(\x04\"\xed\x03\n\x05Tally\x12\x13\n\x0b\x64irectories\x18\x01 \x01(\x04\x12\r\n\x05\x66iles\x18\x02 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x03 \x01(\x04\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x1c\n\x14vanished_directories\x18\x05 \x01(\x04\x12\x12\n\nhere_files\x18\x06 \x01(\x04\x12\x13\n\x0bhere_blocks\x18\x07 \x01(\x04\x12\x12\n\nhere_bytes\x18\x08 \x01(\x04\x12\x12\n\nis_planned\x18\t \x01(\x08\x12\x14\n\x0cwanted_bytes\x18\n \x01(\x04\x12\x15\n\rseen_to_bytes\x18\x0b \x01(\x04\x12\x12\n\npeer_bytes\x18\x0c \x01(\x04\x12\x19\n\x11under_store_bytes\x18\r \x01(\x04\x12\x12\n\nkept_files\x18\x0e \x01(\x04\x12\x13\n\x0bkept_blocks\x18\x0f \x01(\x04\x12\x12\n\nkept_bytes\x18\x10 \x01(\x04\x12\x13\n\x0bis_verified\x18\x11 \x01(\x08\x12\x0e\n\x06\x66\x61iled\x18\x12 \x01(\x04\x12\x15\n\rdropped_files\x18\x13 \x01(\x04\x12\x16\n\x0e\x64ropped_blocks\x18\x14 \x01(\x04\x12\x15\n\rdropped_bytes\x18\x15 \x01(\x04\x12\x14\n\x0cpinned_files\x18\x16 \x01(\x04\x12\x13\n\x0b\x62usy_blocks\x18\x17 \x01(\x04\x32\xd2\x03\n\x04\x43\x61re\x12<\n\x08Holdings\x12\x18.mesh.v1.HoldingsRequest\x1a\x16.mesh.v1.HoldingsReply\x12\x30\n\x04Warm\x12\x14.mesh.v1.WarmRequest\x1a\x12.mesh.v1.WarmReply\x12\x30\n\x04\x44rop\x12\x14.mesh.v1.DropRequest\x1a\x12.mesh.v1.DropReply\x12/\n\tSharePins\x12\x10.mesh.v1.PinList\x1a\x10.mesh.v1.PinList\x12+\n\x08StartJob\x12\x11.mesh.v1.JobOrder\x1a\x0c.mesh.v1.Job\x12\x36\n\x08ListJobs\x12\x18.mesh.v1.ListJobsRequest\x1a\x10.mesh.v1.JobList\x12,\n\x07ShowJob\x12\x13.mesh.v1.JobRequest\x1a\x0c.mesh.v1.Job\x12.\n\tCancelJob\x12\x13.mesh.v1.JobRequest\x1a\x0c.mesh.v1.Job\x12\x34\n\x07SetPins\x12\x17.mesh.v1.SetPinsRequest\x1a\x10.mesh.v1.PinListb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12mesh/v1/care.proto\x12\x07mesh.v1\x1a\x12mesh/v1/mesh.proto\"/\n\x0fHoldingsRequest\x12\x1c\n\x05\x66iles\x18\x01 \x03(\x0b\x32\r.mesh.v1.File\"0\n\rHoldingsReply\x12\r\n\x05masks\x18\x01 \x03(\x0c\x12\x10\n\x08\x64oubtful\x18\x02 \x03(\x0c\"E\n\x08WarmItem\x12\x1b\n\x04\x66ile\x18\x01 \x01(\x0b\x32\r.mesh.v1.File\x12\x0c\n\x04mask\x18\x02 \x01(\x0c\x12\x0e\n\x06holder\x18\x03 \x01(\t\"A\n\x0bWarmRequest\x12 \n\x05items\x18\x01 \x03(\x0b\x32\x11.mesh.v1.WarmItem\x12\x10\n\x08parallel\x18\x02 \x01(\r\":\n\x0bWarmFailure\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0c\n\x04mask\x18\x02 \x01(\x0c\x12\r\n\x05words\x18\x03 \x01(\x0c\"w\n\tWarmReply\x12\x13\n\x0blocal_bytes\x18\x01 \x01(\x04\x12\x12\n\npeer_bytes\x18\x02 \x01(\x04\x12\x19\n\x11under_store_bytes\x18\x03 \x01(\x04\x12&\n\x08\x66\x61ilures\x18\x04 \x03(\x0b\x32\x14.mesh.v1.WarmFailure\":\n\x0b\x44ropRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x0c\"\x89\x01\n\tDropReply\x12\r\n\x05\x66iles\x18\x01 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cpinned_files\x18\x04 \x01(\x04\x12\x13\n\x0b\x62usy_blocks\x18\x05 \x01(\x04\x12\r\n\x05\x61\x66ter\x18\x06 \x01(\x0c\x12\x0f\n\x07is_last\x18\x07 \x01(\x08\"7\n\x03Pin\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0f\n\x07stamp_s\x18\x02 \x01(\x01\x12\x11\n\tis_pinned\x18\x03 \x01(\x08\"%\n\x07PinList\x12\x1a\n\x04pins\x18\x01 \x03(\x0b\x32\x0c.mesh.v1.Pin\"2\n\x0eSetPinsRequest\x12\r\n\x05paths\x18\x01 \x03(\x0c\x12\x11\n\tis_pinned\x18\x02 \x01(\x08\"\x95\x01\n\x08JobOrder\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05paths\x18\x02 \x03(\x0c\x12\x15\n\rfiles_at_once\x18\x03 \x01(\r\x12\x10\n\x08replicas\x18\x04 \x01(\r\x12\r\n\x05peers\x18\x05 \x03(\t\x12\x13\n\x0b\x62ytes_per_s\x18\x06 \x01(\x04\x12\x0e\n\x06number\x18\x07 \x01(\x04\x12\x0f\n\x07is_open\x18\x08 \x01(\x08\"\x11\n\x0fListJobsRequest\"%\n\x07JobList\x12\x1a\n\x04jobs\x18\x01 \x03(\x0b\x32\x0c.mesh.v1.Job\"\x1c\n\nJobRequest\x12\x0e\n\x06number\x18\x01 \x01(\x04\"\'\n\x07\x46\x61ilure\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\x0c\"\xc9\x02\n\x03Job\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05paths\x18\x03 \x03(\x0c\x12\x12\n\npath_count\x18\x04 \x01(\x04\x12\r\n\x05state\x18\x05 \x01(\t\x12\r\n\x05stage\x18\x06 \x01(\t\x12\x11\n\tordered_s\x18\x07 \x01(\x01\x12\x0f\n\x07\x62\x65gan_s\x18\x08 \x01(\x01\x12\x0f\n\x07\x65nded_s\x18\t \x01(\x01\x12\x0f\n\x07resumed\x18\n \x01(\r\x12\x1d\n\x05tally\x18\x0b \x01(\x0b\x32\x0e.mesh.v1.Tally\x12\"\n\x08\x66\x61ilures\x18\x0c \x03(\x0b\x32\x10.mesh.v1.Failure\x12\r\n\x05\x65rror\x18\r \x01(\x0c\x12\x15\n\rfiles_at_once\x18\x0e \x01(\r\x12\x10\n\x08replicas\x18\x0f \x01(\r\x12\r\n\x05peers\x18\x10 \x03(\t\x12\x13\n\x0b\x62ytes_per_s\x18\x11 \x01(\x04\"\xed\x03\n\x05Tally\x12\x13\n\x0b\x64irectories\x18\x01 \x01(\x04\x12\r\n\x05\x66iles\x18\x02 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x03 \x01(\x04\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x1c\n\x14vanished_directories\x18\x05 \x01(\x04\x12\x12\n\nhere_files\x18\x06 \x01(\x04\x12\x13\n\x0bhere_blocks\x18\x07 \x01(\x04\x12\x12\n\nhere_bytes\x18\x08 \x01(\x04\x12\x12\n\nis_planned\x18\t \x01(\x08\x12\x14\n\x0cwanted_bytes\x18\n \x01(\x04\x12\x15\n\rseen_to_bytes\x18\x0b \x01(\x04\x12\x12\n\npeer_bytes\x18\x0c \x01(\x04\x12\x19\n\x11under_store_bytes\x18\r \x01(\x04\x12\x12\n\nkept_files\x18\x0e \x01(\x04\x12\x13\n\x0bkept_blocks\x18\x0f \x01(\x04\x12\x12\n\nkept_bytes\x18\x10 \x01(\x04\x12\x13\n\x0bis_verified\x18\x11 \x01(\x08\x12\x0e\n\x06\x66\x61iled\x18\x12 \x01(\x04\x12\x15\n\rdropped_files\x18\x13 \x01(\x04\x12\x16\n\x0e\x64ropped_blocks\x18\x14 \x01(\x04\x12\x15\n\rdropped_bytes\x18\x15 \x01(\x04\x12\x14\n\x0cpinned_files\x18\x16 \x01(\x04\x12\x13\n\x0b\x62usy_blocks\x18\x17 \x01(\x04\x32\xd2\x03\n\x04\x43\x61re\x12<\n\x08Holdings\x12\x18.mesh.v1.HoldingsRequest\x1a\x16.mesh.v1.HoldingsReply\x12\x30\n\x04Warm\x12\x14.mesh.v1.WarmRequest\x1a\x12.mesh.v1.WarmReply\x12\x30\n\x04\x44rop\x12\x14.mesh.v1.DropRequest\x1a\x12.mesh.v1.DropReply\x12/\n\tSharePins\x12\x10.mesh.v1.PinList\x1a\x10.mesh.v1.PinList\x12+\n\x08StartJob\x12\x11.mesh.v1.JobOrder\x1a\x0c.mesh.v1.Job\x12\x36\n\x08ListJobs\x12\x18.mesh.v1.ListJobsRequest\x1a\x10.mesh.v1.JobList\x12,\n\x07ShowJob\x12\x13.mesh.v1.JobRequest\x1a\x0c.mesh.v1.Job\x12.\n\tCancelJob\x12\x13.mesh.v1.JobRequest\x1a\x0c.mesh.v1.Job\x12\x34\n\x07SetPins\x12\x17.mesh.v1.SetPinsRequest\x1a\x10.mesh.v1.PinListb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mesh.v1.care_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CAREFILE']._serialized_start=31
-  _globals['_CAREFILE']._serialized_end=125
-  _globals['_HOLDINGSREQUEST']._serialized_start=127
-  _globals['_HOLDINGSREQUEST']._serialized_end=178
-  _globals['_HOLDINGSREPLY']._serialized_start=180
-  _globals['_HOLDINGSREPLY']._serialized_end=228
-  _globals['_WARMITEM']._serialized_start=230
-  _globals['_WARMITEM']._serialized_end=303
-  _globals['_WARMREQUEST']._serialized_start=305
-  _globals['_WARMREQUEST']._serialized_end=370
-  _globals['_WARMFAILURE']._serialized_start=372
-  _globals['_WARMFAILURE']._serialized_end=430
-  _globals['_WARMREPLY']._serialized_start=432
-  _globals['_WARMREPLY']._serialized_end=551
-  _globals['_DROPREQUEST']._serialized_start=553
-  _globals['_DROPREQUEST']._serialized_end=611
-  _globals['_DROPREPLY']._serialized_start=614
-  _globals['_DROPREPLY']._serialized_end=751
-  _globals['_PIN']._serialized_start=753
-  _globals['_PIN']._serialized_end=808
-  _globals['_PINLIST']._serialized_start=810
-  _globals['_PINLIST']._serialized_end=847
-  _globals['_SETPINSREQUEST']._serialized_start=849
-  _globals['_SETPINSREQUEST']._serialized_end=899
-  _globals['_JOBORDER']._serialized_start=902
-  _globals['_JOBORDER']._serialized_end=1051
-  _globals['_LISTJOBSREQUEST']._serialized_start=1053
-  _globals['_LISTJOBSREQUEST']._serialized_end=1070
-  _globals['_JOBLIST']._serialized_start=1072
-  _globals['_JOBLIST']._serialized_end=1109
-  _globals['_JOBREQUEST']._serialized_start=1111
-  _globals['_JOBREQUEST']._serialized_end=1139
-  _globals['_FAILURE']._serialized_start=1141
-  _globals['_FAILURE']._serialized_end=1180
-  _globals['_JOB']._serialized_start=1183
-  _globals['_JOB']._serialized_end=1512
-  _globals['_TALLY']._serialized_start=1515
-  _globals['_TALLY']._serialized_end=2008
-  _globals['_CARE']._serialized_start=2011
-  _globals['_CARE']._serialized_end=2477
+  _globals['_HOLDINGSREQUEST']._serialized_start=51
+  _globals['_HOLDINGSREQUEST']._serialized_end=98
+  _globals['_HOLDINGSREPLY']._serialized_start=100
+  _globals['_HOLDINGSREPLY']._serialized_end=148
+  _globals['_WARMITEM']._serialized_start=150
+  _globals['_WARMITEM']._serialized_end=219
+  _globals['_WARMREQUEST']._serialized_start=221
+  _globals['_WARMREQUEST']._serialized_end=286
+  _globals['_WARMFAILURE']._serialized_start=288
+  _globals['_WARMFAILURE']._serialized_end=346
+  _globals['_WARMREPLY']._serialized_start=348
+  _globals['_WARMREPLY']._serialized_end=467
+  _globals['_DROPREQUEST']._serialized_start=469
+  _globals['_DROPREQUEST']._serialized_end=527
+  _globals['_DROPREPLY']._serialized_start=530
+  _globals['_DROPREPLY']._serialized_end=667
+  _globals['_PIN']._serialized_start=669
+  _globals['_PIN']._serialized_end=724
+  _globals['_PINLIST']._serialized_start=726
+  _globals['_PINLIST']._serialized_end=763
+  _globals['_SETPINSREQUEST']._serialized_start=765
+  _globals['_SETPINSREQUEST']._serialized_end=815
+  _globals['_JOBORDER']._serialized_start=818
+  _globals['_JOBORDER']._serialized_end=967
+  _globals['_LISTJOBSREQUEST']._serialized_start=969
+  _globals['_LISTJOBSREQUEST']._serialized_end=986
+  _globals['_JOBLIST']._serialized_start=988
+  _globals['_JOBLIST']._serialized_end=1025
+  _globals['_JOBREQUEST']._serialized_start=1027
+  _globals['_JOBREQUEST']._serialized_end=1055
+  _globals['_FAILURE']._serialized_start=1057
+  _globals['_FAILURE']._serialized_end=1096
+  _globals['_JOB']._serialized_start=1099
+  _globals['_JOB']._serialized_end=1428
+  _globals['_TALLY']._serialized_start=1431
+  _globals['_TALLY']._serialized_end=1924
+  _globals['_CARE']._serialized_start=1927
+  _globals['_CARE']._serialized_end=2393
 # @@protoc_insertion_point(module_scope)

@@ -3,14 +3,15 @@
 isort:skip_file
 Warm-up, eviction on demand and pins: what people want of blocks before anybody reads.
 
-This file stands alone. Paths are bytes, sizes bytes, times seconds on the wall clock,
-and a mask has bit i % 8 of byte i / 8 set for block i, as in mesh.proto.
+Paths are bytes, sizes bytes, times seconds on the wall clock, and a
+mask has bit i % 8 of byte i / 8 set for block i, as in mesh.proto.
 """
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from mesh.wire.gen import mesh_pb2 as _mesh_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -23,47 +24,16 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
-class CareFile(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SOURCE_FIELD_NUMBER: _builtins.int
-    PATH_FIELD_NUMBER: _builtins.int
-    SIZE_BYTES_FIELD_NUMBER: _builtins.int
-    TAG_FIELD_NUMBER: _builtins.int
-    BLOCK_BYTES_FIELD_NUMBER: _builtins.int
-    source: _builtins.str
-    path: _builtins.bytes
-    size_bytes: _builtins.int
-    tag: _builtins.str
-    block_bytes: _builtins.int
-    def __init__(
-        self,
-        *,
-        source: _builtins.str = ...,
-        path: _builtins.bytes = ...,
-        size_bytes: _builtins.int = ...,
-        tag: _builtins.str = ...,
-        block_bytes: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_bytes", b"block_bytes", "path", b"path", "size_bytes", b"size_bytes", "source", b"source", "tag", b"tag"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CareFile: _TypeAlias = CareFile  # noqa: Y015
-
-@_typing.final
 class HoldingsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FILES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___CareFile]: ...
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_mesh_pb2.File]: ...
     def __init__(
         self,
         *,
-        files: _abc.Iterable[Global___CareFile] | None = ...,
+        files: _abc.Iterable[_mesh_pb2.File] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -114,11 +84,11 @@ class WarmItem(_message.Message):
     be asked.
     """
     @_builtins.property
-    def file(self) -> Global___CareFile: ...
+    def file(self) -> _mesh_pb2.File: ...
     def __init__(
         self,
         *,
-        file: Global___CareFile | None = ...,
+        file: _mesh_pb2.File | None = ...,
         mask: _builtins.bytes = ...,
         holder: _builtins.str = ...,
     ) -> None: ...
