@@ -97,6 +97,15 @@ class MetaBench:
                     row, lambda r, c=command: seconds_of(*c, r), "s", drop_dentries, mesh
                 )
 
+        with Cluster(
+            self._place / "mesh-plain",
+            UnderStore(data.as_uri()),
+            settings="[fuse]\nxattr = false\n",
+        ) as mesh:
+            seconds_of("find", mesh.view())  # now the catalog knows it
+            row = f"ls -lR of {count:,}, catalog, fuse.xattr = false"
+            self._turn_row(row, lambda r: seconds_of("ls", "-lR", r), "s", drop_dentries, mesh)
+
     def _turn_row(
         self,
         what: str,
