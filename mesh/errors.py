@@ -3,7 +3,7 @@
 * MeshError
   - NotFound               the path or block does not exist where it was looked for
   - Refused                the under-store says that we may not
-  - NotADirectory, IsADirectory
+  - NotADirectory, IsADirectory, NotEmpty
   - Stale                  the file changed in the under-store: open it again
   - ListingGone            a page was asked of a listing that is no longer kept
   - BlockCorrupt           bytes do not match their checksum; the copy was dropped
@@ -39,6 +39,10 @@ class NotADirectory(MeshError):
 
 class IsADirectory(MeshError):
     """Bytes were asked of a directory."""
+
+
+class NotEmpty(MeshError):
+    """A directory can't be removed while there is something in it."""
 
 
 class Stale(MeshError):

@@ -8,6 +8,7 @@ from mesh.errors import (
     IsADirectory,
     MeshError,
     NotADirectory,
+    NotEmpty,
     NotFound,
     Refused,
     Stale,
@@ -18,6 +19,7 @@ _ERRNOS: list[tuple[type[MeshError], int]] = [
     (Refused, errno.EACCES),
     (NotADirectory, errno.ENOTDIR),
     (IsADirectory, errno.EISDIR),
+    (NotEmpty, errno.ENOTEMPTY),
     (Stale, errno.ESTALE),
 ]
 """Everything else is EIO; not EAGAIN, which readers of regular files do not expect."""

@@ -8,15 +8,18 @@ listing is handed out whole, and has a tag only where it tells as much.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from mesh.blocks import Attributes, DirectoryEntry
-from mesh.errors import NotADirectory, NotFound
+from mesh.errors import IsADirectory, NotADirectory, NotEmpty, NotFound
 from mesh.metrics import Metrics
 from mesh.understore.keys import why_no_name, why_no_path
 from mesh.understore.pool import DIRECTORY, CheckedStore, needed, paged
 from mesh.understore.understore import UnderStoreSettings
+from mesh.understore.uploads import Sink
+from mesh.understore.writable import is_upload, upload_name
 
 _TAGS = ("ETag", "etag", "e_tag", "checksum", "md5Hash", "content_md5", "generation")
 _MTIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "modify")
@@ -79,6 +82,8 @@ class FsspecStore(CheckedStore):
             if full.strip("/") == place.strip("/"):
                 continue  # the mark of this directory
             name = full.rpartition("/")[2]
+            if is_upload(name):
+                continue
             if reason := why_no_name(name):
                 self._hide(full, reason)
             else:
@@ -90,6 +95,62 @@ class FsspecStore(CheckedStore):
         filesystem, place = self._place(path)
         data: bytes = filesystem.cat_file(place, offset_bytes, offset_bytes + size_bytes)
         return data
+
+    def _sink(self, path: str) -> Sink:
+        return _FsspecSink(self, path)
+
+    def _remove(self, path: str, only: str | None) -> None:
+        self._check_replaced(path, only)
+        if self._stat(path).is_directory:
+            raise IsADirectory(f"{self._settings.url}: {path} is a directory")
+        filesystem, place = self._place(path)
+        filesystem.rm_file(place)
+
+    def _make_directory(self, path: str) -> None:
+        filesystem, place = self._place(path)
+        with suppress(FileExistsError):  # not every implementation minds
+            filesystem.makedirs(place, exist_ok=True)
+        if filesystem.isfile(place):
+            raise NotADirectory(f"{self._settings.url}: {path} is a file")
+
+    def _remove_directory(self, path: str) -> None:
+        if not self._stat(path).is_directory:
+            raise NotADirectory(f"{self._settings.url}: {path} is a file")
+        filesystem, place = self._place(path)
+        if any(self._entries(filesystem.ls(place, detail=True), place)):
+            raise NotEmpty(f"{self._settings.url}: {path} is not empty")
+        filesystem.rmdir(place)
+
+
+class _FsspecSink:
+    """A file that is moved when it is whole."""
+
+    def __init__(self, store: FsspecStore, path: str) -> None:
+        self._store = store
+        self._path = path
+        self._filesystem, self._target = store._place(path)
+        parent = self._target.rpartition("/")[0]
+        if parent:
+            self._filesystem.makedirs(parent, exist_ok=True)
+        self._own = f"{parent}/{upload_name()}"
+        self._file = self._filesystem.open(self._own, "wb")
+        self._is_done = False
+
+    def append(self, data: bytes | memoryview) -> None:
+        self._file.write(bytes(data))
+
+    def publish(self, over: str | None) -> Attributes:
+        self._file.close()
+        self._store._check_replaced(self._path, over)
+        self._filesystem.mv(self._own, self._target)
+        self._is_done = True
+        return self._store._stat(self._path)
+
+    def abort(self) -> None:
+        if not self._is_done:
+            self._is_done = True
+            self._file.close()
+            self._filesystem.rm_file(self._own)
 
 
 def _attributes(info: Mapping[str, Any]) -> Attributes:

@@ -13,11 +13,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from mesh.blocks import Attributes, DirectoryEntry
-from mesh.errors import MeshError, NotADirectory, NotFound, Refused, Stale
+from mesh.errors import (
+    IsADirectory,
+    MeshError,
+    NotADirectory,
+    NotEmpty,
+    NotFound,
+    Refused,
+    Stale,
+)
 from mesh.metrics import Metrics
 from mesh.understore.keys import why_no_path
 from mesh.understore.pool import CheckedStore, SlowDown, first_line, needed, paged, split_url
 from mesh.understore.understore import UnderStoreSettings
+from mesh.understore.uploads import Sink
+from mesh.understore.writable import is_upload, upload_name
 
 OPEN_FILES_MAX = 256
 
@@ -72,8 +82,9 @@ class HdfsStore(CheckedStore):
         if not self._stat(path).is_directory:
             raise NotADirectory(f"{self._settings.url}: {path} is a file")
         found = self._client().list_status(self._path(path))
+        named = ((each.path.rpartition("/")[2], each) for each in found)
         yield from paged(
-            DirectoryEntry(each.path.rpartition("/")[2], _attributes(each)) for each in found
+            DirectoryEntry(name, _attributes(each)) for name, each in named if not is_upload(name)
         )
 
     def _read_range(
@@ -98,6 +109,32 @@ class HdfsStore(CheckedStore):
                 self._open_files.popitem(last=False)
         return data
 
+    def _sink(self, path: str) -> Sink:
+        self._path(path)  # says so if there can be no such path
+        return _HdfsSink(self, path)
+
+    def _remove(self, path: str, only: str | None) -> None:
+        self._check_replaced(path, only)
+        if self._stat(path).is_directory:
+            raise IsADirectory(f"{self._settings.url}: {path} is a directory")
+        self._client().delete(self._path(path), recursive=False)
+
+    def _make_directory(self, path: str) -> None:
+        try:
+            self._client().mkdirs(self._path(path), create_parent=True)
+        except FileExistsError as error:
+            raise NotADirectory(f"{self._settings.url}: {path} is a file") from error
+
+    def _remove_directory(self, path: str) -> None:
+        if not self._stat(path).is_directory:
+            raise NotADirectory(f"{self._settings.url}: {path} is a file")
+        try:
+            self._client().delete(self._path(path), recursive=False)
+        except Exception as error:
+            if "PathIsNotEmptyDirectoryException" in str(error) or "is non empty" in str(error):
+                raise NotEmpty(f"{self._settings.url}: {path} is not empty") from error
+            raise
+
     def _translated(self, error: Exception, where: str) -> MeshError:
         """hdfs-native passes on what the NameNode says as text."""
         text = str(error)
@@ -105,6 +142,48 @@ class HdfsStore(CheckedStore):
             if word in text and not isinstance(error, FileNotFoundError | PermissionError):
                 return ours(f"{where}: {first_line(error)[:200]}")
         return super()._translated(error, where)
+
+
+class _HdfsSink:
+    """A file that is renamed when it is whole."""
+
+    def __init__(self, store: HdfsStore, path: str) -> None:
+        from hdfs_native import WriteOptions
+
+        self._store = store
+        self._path = path
+        parent, _, _ = path.rpartition("/")
+        self._own = store._path(f"{parent}/{upload_name()}".lstrip("/"))
+        self._client = store._client()
+        self._file = self._client.create(self._own, WriteOptions(create_parent=True))
+        self._is_closed = self._is_done = False
+
+    def append(self, data: bytes | memoryview) -> None:
+        self._file.write(bytes(data))
+
+    def publish(self, over: str | None) -> Attributes:
+        self._close()
+        self._store._check_replaced(self._path, over)
+        target = self._store._path(self._path)
+        try:
+            self._client.rename(self._own, target, overwrite=over != "")
+        except FileExistsError as error:
+            raise Stale(f"{target} exists") from error
+        self._is_done = True
+        return self._store._stat(self._path)
+
+    def abort(self) -> None:
+        if not self._is_done:
+            self._is_done = True
+            try:
+                self._close()
+            finally:
+                self._client.delete(self._own)
+
+    def _close(self) -> None:
+        if not self._is_closed:
+            self._file.close()
+            self._is_closed = True
 
 
 def _attributes(found: Any) -> Attributes:

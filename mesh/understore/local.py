@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat as modes
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mesh.blocks import MIB, Attributes, DirectoryEntry
-from mesh.errors import NotFound, Stale
+from mesh.errors import NotADirectory, NotEmpty, NotFound, Stale
 from mesh.metrics import Metrics
 from mesh.understore.pool import CheckedStore, paged, split_url
 from mesh.understore.understore import UnderStoreSettings
+from mesh.understore.uploads import Sink
+from mesh.understore.writable import is_upload, upload_name
 
 LOCAL_REQUEST_BYTES = MIB
 
@@ -49,6 +54,8 @@ class LocalStore(CheckedStore):
 
     def _entry(self, path: str, entry: os.DirEntry[str]) -> DirectoryEntry | None:
         """Describe one entry; None for what cannot be read: a dangling link, a device."""
+        if is_upload(entry.name):
+            return None
         try:
             if entry.is_symlink():
                 return DirectoryEntry(entry.name, self._stat(f"{path}/{entry.name}".lstrip("/")))
@@ -84,10 +91,91 @@ class LocalStore(CheckedStore):
             with self._client().open_input_file(real) as file:
                 yield file
 
+    def _sink(self, path: str) -> Sink:
+        real = self._path(path)
+        self._make_directory(path.rpartition("/")[0])
+        return _LocalSink(real, partial(self._check_replaced, path))
+
+    def _remove(self, path: str, only: str | None) -> None:
+        self._check_replaced(path, only)
+        real = self._link(path)
+        os.unlink(real)  # noqa: PTH108
+        _sync_directory(os.path.dirname(real))  # noqa: PTH120
+
+    def _make_directory(self, path: str) -> None:
+        try:
+            os.makedirs(self._path(path), exist_ok=True)  # noqa: PTH103
+        except FileExistsError as error:
+            raise NotADirectory(f"{self._settings.url}: {path} is a file") from error
+
+    def _remove_directory(self, path: str) -> None:
+        try:
+            os.rmdir(self._link(path))  # noqa: PTH106
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise NotEmpty(f"{self._settings.url}: {path} is not empty") from error
+            raise
+
+    def _link(self, path: str) -> str:
+        """Return where the name itself is, be it that of a link."""
+        parent, _, name = path.rpartition("/")
+        return f"{self._path(parent)}/{name}"
+
     def _make(self) -> Any:
         from pyarrow.fs import LocalFileSystem
 
         return LocalFileSystem()
+
+
+class _LocalSink:
+    """A file that is renamed when it is whole and on the disk."""
+
+    def __init__(self, target: str, check: Callable[[str | None], None]) -> None:
+        self._target = target
+        self._check = check
+        self._directory = os.path.dirname(target)  # noqa: PTH120
+        self._path = f"{self._directory}/{upload_name()}"
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+
+    def append(self, data: bytes | memoryview) -> None:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(self._fd, left) :]
+
+    def publish(self, over: str | None) -> Attributes:
+        # The clock of a file system ticks each 4 ms; two contents must not have one time.
+        now_ns = time.time_ns()
+        os.utime(self._fd, ns=(now_ns, now_ns))
+        os.fsync(self._fd)
+        self._check(over)
+        if over == "":
+            try:
+                os.link(self._path, self._target)  # never over what came since the look
+            except FileExistsError as error:
+                raise Stale(f"{self._target} exists") from error
+            os.unlink(self._path)  # noqa: PTH108
+        else:
+            os.rename(self._path, self._target)  # noqa: PTH104
+        _sync_directory(self._directory)
+        about = _attributes(os.fstat(self._fd))
+        os.close(self._fd)
+        self._fd = -1
+        return about
+
+    def abort(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)  # noqa: PTH108
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _attributes(found: os.stat_result) -> Attributes:

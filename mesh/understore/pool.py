@@ -38,8 +38,11 @@ from mesh.errors import (
 from mesh.metrics import Metrics
 from mesh.understore.throttle import Gate, Window, pauses_s
 from mesh.understore.understore import PAGE_ENTRIES, UnderStoreSettings
+from mesh.understore.uploads import Sink, SinkUpload
+from mesh.understore.writable import Upload
 
 ATTEMPTS = 3
+CANNOT_WRITE = "this kind of under-store can't be written yet"
 THREADS_FOR_EACH = 4
 HIDDEN_LOGGED_MAX = 1000
 
@@ -90,6 +93,20 @@ class PooledStore(ABC):
             )
             offset_bytes += wanted_bytes
 
+    async def upload(self, path: str, *, size_bytes: int | None = None) -> Upload:
+        """Begin a file; see `Writable`."""
+        sink = await self._call("upload", path, self._sink, path, attempts=1)
+        return SinkUpload(self._call, path, sink)
+
+    async def remove(self, path: str, *, only: str | None = None) -> None:
+        await self._call("remove", path, self._remove, path, only, attempts=1)
+
+    async def make_directory(self, path: str) -> None:
+        await self._call("mkdir", path, self._make_directory, path)
+
+    async def remove_directory(self, path: str) -> None:
+        await self._call("rmdir", path, self._remove_directory, path, attempts=1)
+
     async def aclose(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -110,6 +127,35 @@ class PooledStore(ABC):
     def _read(
         self, path: str, about: Attributes, offset_bytes: int, size_bytes: int
     ) -> bytes | memoryview: ...
+
+    def _sink(self, path: str) -> Sink:
+        """Begin a file; like the next three, this is what a kind that can be written has."""
+        raise Refused(f"{self._settings.url}: {path}: {CANNOT_WRITE}")
+
+    def _remove(self, path: str, only: str | None) -> None:
+        raise Refused(f"{self._settings.url}: {path}: {CANNOT_WRITE}")
+
+    def _make_directory(self, path: str) -> None:
+        raise Refused(f"{self._settings.url}: {path}: {CANNOT_WRITE}")
+
+    def _remove_directory(self, path: str) -> None:
+        raise Refused(f"{self._settings.url}: {path}: {CANNOT_WRITE}")
+
+    def _check_replaced(self, path: str, over: str | None) -> None:
+        """Raise `Stale` unless what is at *path* may be replaced, as `Upload.publish` has it."""
+        if over is None:
+            return
+        try:
+            found = self._stat(path)
+        except (FileNotFoundError, NotFound):
+            if over:
+                raise Stale(f"{self._settings.url}: {path} was removed") from None
+            return
+        if found.is_directory:
+            raise IsADirectory(f"{self._settings.url}: {path} is a directory")
+        if found.tag != over:
+            what = "was changed" if over else "exists"
+            raise Stale(f"{self._settings.url}: {path} {what}")
 
     def _translated(self, error: Exception, where: str) -> MeshError:
         """Put the library's vocabulary into ours; most of them speak the system's."""

@@ -8,13 +8,14 @@ version alike: by size, ETag and whole seconds of the last change.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from mesh.blocks import Attributes, DirectoryEntry
 from mesh.errors import (
     MeshError,
     NotADirectory,
+    NotEmpty,
     NotFound,
     Refused,
     Stale,
@@ -24,7 +25,9 @@ from mesh.metrics import Metrics
 from mesh.understore.keys import Hidden, Level, why_no_path
 from mesh.understore.pool import DIRECTORY, PooledStore, SlowDown, first_line, split_url
 from mesh.understore.s3_client import s3_clients
+from mesh.understore.s3_upload import S3Upload
 from mesh.understore.understore import PAGE_ENTRIES, UnderStoreSettings
+from mesh.understore.writable import Upload
 
 NO_ETAG = "mtime-"
 
@@ -43,6 +46,8 @@ _SLOW_DOWN = {
 _STATUS_SLOW_DOWN = (429, 503)
 _STATUS_GONE = (404, 412, 416)
 _STATUS_UNAVAILABLE = (408, 425)
+_STATUS_NOT_THAT = (409, 412)
+"""Something else is there, or is just being put there."""
 
 
 class S3Store(PooledStore):
@@ -159,6 +164,100 @@ class S3Store(PooledStore):
             raise UnderStoreUnavailable(f"{self._settings.url}: read {path}: ended too early")
         return data
 
+    # Writing
+
+    async def upload(self, path: str, *, size_bytes: int | None = None) -> Upload:
+        self._key(path)  # says so if there can be no such path
+        return S3Upload(self._call, self, path, size_bytes)
+
+    def put(self, path: str, body: bytes, over: str | None) -> str:
+        client = self._client().about
+        answer = self._on_condition(
+            client.put_object, path, over, Bucket=self._bucket, Key=self._key(path), Body=body
+        )
+        return _etag(answer)
+
+    def begin(self, path: str) -> str:
+        client = self._client().about
+        answer = client.create_multipart_upload(Bucket=self._bucket, Key=self._key(path))
+        upload: str = answer["UploadId"]
+        return upload
+
+    def put_part(self, path: str, upload: str, number: int, body: bytes) -> str:
+        answer = self._client().about.upload_part(
+            Bucket=self._bucket,
+            Key=self._key(path),
+            UploadId=upload,
+            PartNumber=number,
+            Body=body,
+        )
+        tag: str = answer["ETag"]
+        return tag
+
+    def complete(self, path: str, upload: str, parts: list[str], over: str | None) -> str:
+        numbered = [{"PartNumber": n, "ETag": tag} for n, tag in enumerate(parts, start=1)]
+        answer = self._on_condition(
+            self._client().about.complete_multipart_upload,
+            path,
+            over,
+            Bucket=self._bucket,
+            Key=self._key(path),
+            UploadId=upload,
+            MultipartUpload={"Parts": numbered},
+        )
+        return _etag(answer)
+
+    def give_up(self, path: str, upload: str) -> None:
+        self._client().about.abort_multipart_upload(
+            Bucket=self._bucket, Key=self._key(path), UploadId=upload
+        )
+
+    def head(self, path: str) -> Attributes | None:
+        return self._head(path)
+
+    def check_replaced(self, path: str, over: str | None) -> None:
+        self._check_replaced(path, over)
+
+    def _on_condition(
+        self, call: Callable[..., dict[str, Any]], path: str, over: str | None, **words: Any
+    ) -> dict[str, Any]:
+        """Have the server look once more, at the moment of truth; not every server does."""
+        from botocore.exceptions import ClientError
+
+        if over is not None:
+            words |= {"IfMatch": f'"{over}"'} if over else {"IfNoneMatch": "*"}
+        try:
+            return call(**words)
+        except ClientError as error:
+            if _status(error) in _STATUS_NOT_THAT:
+                raise Stale(f"{self._settings.url}: {path} was changed by somebody") from error
+            raise
+
+    def _remove(self, path: str, only: str | None) -> None:
+        self._check_replaced(path, only)
+        if self._head(path) is None:
+            raise NotFound(f"{self._settings.url}: no {path}")
+        self._client().about.delete_object(Bucket=self._bucket, Key=self._key(path))
+
+    def _make_directory(self, path: str) -> None:
+        if path:
+            if self._head(path):
+                raise NotADirectory(f"{self._settings.url}: {path} is a file")
+            key = self._below(path)
+            self._client().about.put_object(Bucket=self._bucket, Key=key, Body=b"")
+
+    def _remove_directory(self, path: str) -> None:
+        mark = self._below(path)
+        answer = self._client().about.list_objects_v2(Bucket=self._bucket, Prefix=mark, MaxKeys=2)
+        keys = [each["Key"] for each in answer.get("Contents", ())]
+        if not keys:
+            if self._head(path):
+                raise NotADirectory(f"{self._settings.url}: {path} is a file")
+            raise NotFound(f"{self._settings.url}: no {path}")
+        if keys != [mark]:
+            raise NotEmpty(f"{self._settings.url}: {path} is not empty")
+        self._client().about.delete_object(Bucket=self._bucket, Key=mark)
+
     def _translated(self, error: Exception, where: str) -> MeshError:
         from botocore import exceptions as theirs
 
@@ -184,6 +283,10 @@ def _answer_in_our_words(status: int, code: str, text: str) -> MeshError:
     if 400 <= status < 500 and status not in _STATUS_UNAVAILABLE:
         return Refused(text)  # not by whom we are, or not like this: no peer will fare better
     return UnderStoreUnavailable(text)
+
+
+def _etag(answer: dict[str, Any]) -> str:
+    return str(answer["ETag"]).strip('"')
 
 
 def _status_in(error: Exception) -> int:

@@ -45,6 +45,7 @@ _CODES: list[tuple[type[MeshError], grpc.StatusCode]] = [
     (errors.Refused, grpc.StatusCode.PERMISSION_DENIED),
     (errors.NotADirectory, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.IsADirectory, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.NotEmpty, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.Stale, grpc.StatusCode.ABORTED),
     (errors.ListingGone, grpc.StatusCode.OUT_OF_RANGE),
     (errors.BlockCorrupt, grpc.StatusCode.DATA_LOSS),

@@ -444,6 +444,7 @@ MEANINGS = {
     errors.Unavailable: errno.EIO,
     errors.PeerUnavailable: errno.EIO,
     errors.UnderStoreUnavailable: errno.EIO,
+    errors.NotEmpty: errno.ENOTEMPTY,
     errors.StoreFull: errno.EIO,
     errors.Unusable: errno.EIO,
     MeshError: errno.EIO,

@@ -127,6 +127,7 @@ ALL_ERRORS = [
     errors.ListingGone("x"),
     errors.BlockCorrupt("x"),
     errors.UnderStoreUnavailable("x"),
+    errors.NotEmpty("x"),
     errors.StoreFull("x"),
     errors.Unavailable("x"),
 ]
