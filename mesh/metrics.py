@@ -145,6 +145,18 @@ class Metrics:
         )
     )
 
+    jobs_unended: Gauge = field(
+        default_factory=lambda: _gauge("jobs_unended", "Jobs of this peer that go on or wait")
+    )
+    jobs_left_bytes: Gauge = field(
+        default_factory=lambda: _gauge(
+            "jobs_left_bytes", "Bytes that running jobs have planned and not yet seen to"
+        )
+    )
+    jobs_ended: Counter = field(
+        default_factory=lambda: _counter("jobs_ended", "Jobs that ended, by how", "state")
+    )
+
     def registry(self) -> CollectorRegistry:
         """Return a registry that exports all of these."""
         registry = CollectorRegistry()

@@ -19,6 +19,7 @@ from pathlib import Path
 import structlog
 
 from mesh.errors import MeshError, NotFound
+from mesh.metrics import Metrics
 from mesh.peer.crew import Crew
 from mesh.peer.pins import Pins
 from mesh.peer.spool import Spool
@@ -59,6 +60,7 @@ class Jobs:
         pins: Pins,
         tasks: asyncio.TaskGroup,
         build: Callable[[Job], Warmup],
+        metrics: Metrics,
         *,
         directory: Path,
     ) -> None:
@@ -76,6 +78,9 @@ class Jobs:
         self._running: dict[int, asyncio.Task[None]] = {}
         self._cancelled: set[int] = set()
         self._turns = asyncio.Semaphore(RUNNING_MAX)
+        self._ended = metrics.jobs_ended
+        metrics.jobs_unended.set_function(lambda: len(self._running))
+        metrics.jobs_left_bytes.set_function(self._left_bytes)
 
     async def load(self) -> None:
         """Take up what was kept; forget the paths of what is not."""
@@ -197,6 +202,11 @@ class Jobs:
             self._cancelled.add(request.number)
             task.cancel()
             await asyncio.wait({task})
+            if self._running.pop(request.number, None) is not None:
+                # The task was cancelled before it took its first step, and has seen nothing.
+                self._cancelled.discard(request.number)
+                job = replace(self._jobs[request.number], state=CANCELLED, ended_s=time.time())
+                await self._end(job)
         return self._shown(self._jobs[request.number])
 
     def _known(self, number: int) -> Job:
@@ -211,6 +221,10 @@ class Jobs:
             return job
         failures = tuple(run.failures.items())
         return replace(job, stage=run.stage, tally=run.tally, failures=failures)
+
+    def _left_bytes(self) -> int:
+        tallies = (run.tally for run in list(self._runs.values()))  # asked from another thread
+        return sum(max(0, tally.wanted_bytes - tally.seen_to_bytes) for tally in tallies)
 
     # Running
 
@@ -260,6 +274,7 @@ class Jobs:
 
     async def _end(self, job: Job) -> None:
         self._jobs[job.number] = job
+        self._ended.labels(job.state).inc()
         log.info("job ended", job=job.number, kind=job.kind, state=job.state)
         ended = sorted(j.number for j in self._jobs.values() if j.state not in UNENDED)
         old = ended[:-KEPT_MAX]

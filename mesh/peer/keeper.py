@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from mesh.errors import NotFound
+from mesh.metrics import Metrics
 from mesh.peer.care import Care, Handler
 from mesh.peer.crew import Crew
 from mesh.peer.jobs import Jobs
@@ -41,6 +42,7 @@ class Keeper:
         table: MountTable,
         tree: Tree,
         tasks: asyncio.TaskGroup,
+        metrics: Metrics,
         *,
         directory: Path,
     ) -> None:
@@ -54,7 +56,14 @@ class Keeper:
         self._care = Care(store, reader, self.pins)
         self._crew = Crew(neighbors, self._care)
         self.jobs = Jobs(
-            store.jobs, tree, self._crew, self.pins, tasks, self._build, directory=self._directory
+            store.jobs,
+            tree,
+            self._crew,
+            self.pins,
+            tasks,
+            self._build,
+            metrics,
+            directory=self._directory,
         )
 
     def _build(self, job: Job) -> Warmup:

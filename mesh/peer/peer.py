@@ -169,7 +169,7 @@ async def _running(
     presence = Presence(membership, neighbors, me, view_path=view_path, moved=repair.due)
     reporter = Reporter(settings.cluster, store, neighbors, metrics)
     keeper = Keeper(
-        store, reader, neighbors, table, catalog, tasks, directory=settings.store.directory
+        store, reader, neighbors, table, catalog, tasks, metrics, directory=settings.store.directory
     )
     await keeper.load()
     server = PeerServer(Servicers(reader, gatherer, catalog, reporter), passport, keeper.handlers())

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from mesh.blocks import MIB, Attributes, DirectoryEntry
-from mesh.errors import NotADirectory, NotEmpty, NotFound, Stale
+from mesh.errors import (
+    MeshError,
+    NotADirectory,
+    NotEmpty,
+    NotFound,
+    Stale,
+    UnderStoreUnavailable,
+)
 from mesh.metrics import Metrics
 from mesh.understore.pool import CheckedStore, paged, split_url
 from mesh.understore.understore import UnderStoreSettings
@@ -43,8 +50,23 @@ class LocalStore(CheckedStore):
             raise NotFound(f"{self._settings.url}: {path}: leads outside of the under-store")
         return real
 
+    def _check_root(self) -> None:
+        """Raise if the root is away: of a network file system that is not mounted no file is
+        gone."""
+        if not os.path.isdir(self._real_root):  # noqa: PTH112
+            raise UnderStoreUnavailable(f"{self._settings.url}: the directory does not exist")
+
+    def _translated(self, error: Exception, where: str) -> MeshError:
+        if isinstance(error, FileNotFoundError):
+            self._check_root()
+        return super()._translated(error, where)
+
     def _stat(self, path: str) -> Attributes:
-        return _attributes(os.stat(self._path(path)))  # noqa: PTH116
+        try:
+            return _attributes(os.stat(self._path(path)))  # noqa: PTH116
+        except FileNotFoundError:
+            self._check_root()  # before anybody takes it for removed
+            raise
 
     def _pages(self, path: str) -> Iterator[list[DirectoryEntry]]:
         # pyarrow hands out a listing only whole; scandir's is a stream.
@@ -103,6 +125,7 @@ class LocalStore(CheckedStore):
         _sync_directory(os.path.dirname(real))  # noqa: PTH120
 
     def _make_directory(self, path: str) -> None:
+        self._check_root()
         try:
             os.makedirs(self._path(path), exist_ok=True)  # noqa: PTH103
         except FileExistsError as error:

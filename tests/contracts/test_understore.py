@@ -200,6 +200,33 @@ async def test_a_root_that_looks_alike_is_outside_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
+async def test_of_a_directory_that_is_away_no_file_is_gone(tmp_path: Path) -> None:
+    """A network file system that is not mounted has lost nothing."""
+    root = tmp_path / "mount" / "data"
+    made = understores.directory(root)
+    made.write("d/f", b"1")
+    about = await made.store.stat("d/f")
+    root.rename(tmp_path / "away")
+    store: Any = made.store
+    for ask in (
+        lambda: store.stat("d/f"),
+        lambda: store.stat("d/never"),
+        lambda: names(store, "d"),
+        lambda: names(store, ""),
+        lambda: anext(store.read("d/f", about, 0, 1)),
+        lambda: store.upload("d/new"),
+        lambda: store.make_directory("new"),
+    ):
+        with pytest.raises(UnderStoreUnavailable, match="does not exist"):
+            await ask()
+    assert list((tmp_path / "mount").iterdir()) == []
+    (tmp_path / "away").rename(root)
+    assert await whole(made.store, "d/f") == b"1"
+    with pytest.raises(NotFound):
+        await made.store.stat("d/never")
+    await made.store.aclose()
+
+
 async def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
     """Root may read everything, so another user asks."""
     (tmp_path / "f").write_text("x")

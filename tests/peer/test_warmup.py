@@ -13,7 +13,7 @@ import pytest
 
 from mesh.blocks import KIB, MIB, BlockKey, DirectoryEntry
 from mesh.errors import NotFound, Refused
-from mesh.metrics import total
+from mesh.metrics import by_label, total
 from mesh.peer import crew, delivery, warmup
 from mesh.peer.peer import Peer
 from mesh.peer.repair import Throttle
@@ -454,6 +454,26 @@ async def test_a_cancelled_job_ends_and_is_kept(tmp_path: Path) -> None:
         assert (await jobs.cancel(JobRequest(started.number))).state == "cancelled"
         with pytest.raises(NotFound, match="no job 7"):
             await jobs.cancel(JobRequest(7))
+
+
+async def test_jobs_are_in_the_metrics_while_they_go_on_and_when_they_ended(tmp_path: Path) -> None:
+    under_store = tree()
+    async with mesh_of(tmp_path, under_store) as cluster:
+        peer = cluster.peers["a"]
+        jobs, metrics = peer.keeper.jobs, peer.metrics
+        under_store.gate.clear()
+        started = await jobs.start(JobOrder(kind="warm", paths=("/",)))
+        await until(lambda: bool(under_store.reads))
+        planned_bytes = sum(map(len, under_store.files.values()))
+        assert total(metrics.jobs_unended) == 1
+        assert 0 < total(metrics.jobs_left_bytes) <= planned_bytes
+        under_store.gate.set()
+        assert (await ended(peer, started.number)).state == "done"
+        # At once: it has not begun, and ends all the same.
+        number = (await jobs.start(JobOrder(kind="warm", paths=("/",)))).number
+        assert (await jobs.cancel(JobRequest(number))).state == "cancelled"
+        assert by_label(metrics.jobs_ended, "state") == {"done": 1, "cancelled": 1}
+        assert total(metrics.jobs_unended) == total(metrics.jobs_left_bytes) == 0
 
 
 async def test_a_job_goes_on_after_its_peer_was_restarted(tmp_path: Path) -> None:
