@@ -35,11 +35,7 @@ GROUPS = ("job", "ring", "config")
 
 def app_for(words: Sequence[str] = ()) -> typer.Typer:
     """Return the command line for *words*: all of it, unless they begin with a command."""
-    app = typer.Typer(
-        help="A peer-to-peer, node-local cache mesh for GPU clusters.",
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-    )
+    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
     @app.callback()
     def mesh() -> None:
