@@ -215,7 +215,7 @@ class SeaweedS3(S3Process):
             "-s3.port.lance=0",
             "-master.telemetry=false",
             "-master.volumeSizeLimitMB=1024",
-            "-volume.max=200",  # each bucket takes seven
+            "-volume.max=5000",  # each bucket takes seven, and each test a bucket
             "-volume.preStopSeconds=0",
         ]
 
