@@ -100,7 +100,7 @@ class FsspecStore(CheckedStore):
         return _FsspecSink(self, path)
 
     def _remove(self, path: str, only: str | None) -> None:
-        self._check_replaced(path, only)
+        self.check_replaced(path, only)
         if self._stat(path).is_directory:
             raise IsADirectory(f"{self._settings.url}: {path} is a directory")
         filesystem, place = self._place(path)
@@ -136,12 +136,12 @@ class _FsspecSink:
         self._file = self._filesystem.open(self._own, "wb")
         self._is_done = False
 
-    def append(self, data: bytes | memoryview) -> None:
-        self._file.write(bytes(data))
+    def append(self, data: bytes) -> None:
+        self._file.write(data)
 
     def publish(self, over: str | None) -> Attributes:
         self._file.close()
-        self._store._check_replaced(self._path, over)
+        self._store.check_replaced(self._path, over)
         self._filesystem.mv(self._own, self._target)
         self._is_done = True
         return self._store._stat(self._path)

@@ -114,7 +114,7 @@ class HdfsStore(CheckedStore):
         return _HdfsSink(self, path)
 
     def _remove(self, path: str, only: str | None) -> None:
-        self._check_replaced(path, only)
+        self.check_replaced(path, only)
         if self._stat(path).is_directory:
             raise IsADirectory(f"{self._settings.url}: {path} is a directory")
         self._client().delete(self._path(path), recursive=False)
@@ -158,12 +158,12 @@ class _HdfsSink:
         self._file = self._client.create(self._own, WriteOptions(create_parent=True))
         self._is_closed = self._is_done = False
 
-    def append(self, data: bytes | memoryview) -> None:
-        self._file.write(bytes(data))
+    def append(self, data: bytes) -> None:
+        self._file.write(data)
 
     def publish(self, over: str | None) -> Attributes:
         self._close()
-        self._store._check_replaced(self._path, over)
+        self._store.check_replaced(self._path, over)
         target = self._store._path(self._path)
         try:
             self._client.rename(self._own, target, overwrite=over != "")

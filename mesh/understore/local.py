@@ -116,10 +116,10 @@ class LocalStore(CheckedStore):
     def _sink(self, path: str) -> Sink:
         real = self._path(path)
         self._make_directory(path.rpartition("/")[0])
-        return _LocalSink(real, partial(self._check_replaced, path))
+        return _LocalSink(real, partial(self.check_replaced, path))
 
     def _remove(self, path: str, only: str | None) -> None:
-        self._check_replaced(path, only)
+        self.check_replaced(path, only)
         real = self._link(path)
         os.unlink(real)  # noqa: PTH108
         _sync_directory(os.path.dirname(real))  # noqa: PTH120
@@ -160,7 +160,7 @@ class _LocalSink:
         self._path = f"{self._directory}/{upload_name()}"
         self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
 
-    def append(self, data: bytes | memoryview) -> None:
+    def append(self, data: bytes) -> None:
         left = memoryview(data)
         while left:
             left = left[os.write(self._fd, left) :]

@@ -141,7 +141,7 @@ class PooledStore(ABC):
     def _remove_directory(self, path: str) -> None:
         raise Refused(f"{self._settings.url}: {path}: {CANNOT_WRITE}")
 
-    def _check_replaced(self, path: str, over: str | None) -> None:
+    def check_replaced(self, path: str, over: str | None) -> None:
         """Raise `Stale` unless what is at *path* may be replaced, as `Upload.publish` has it."""
         if over is None:
             return

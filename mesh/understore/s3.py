@@ -60,7 +60,7 @@ class S3Store(PooledStore):
 
     async def scan(self, path: str) -> AsyncIterator[list[DirectoryEntry]]:
         if path:
-            file: Attributes | None = await self._call("stat", path, self._head, path)
+            file: Attributes | None = await self._call("stat", path, self.head, path)
             if file:
                 raise NotADirectory(f"{self._settings.url}: {path} is a file")
         level = Level[Attributes](self._below(path))
@@ -97,7 +97,7 @@ class S3Store(PooledStore):
         return f"{self._key(path)}/" if path else self._prefix
 
     def _stat(self, path: str) -> Attributes:
-        if path and (found := self._head(path)):
+        if path and (found := self.head(path)):
             return found
         answer = self._client().about.list_objects_v2(
             Bucket=self._bucket, Prefix=self._below(path), MaxKeys=1
@@ -106,7 +106,7 @@ class S3Store(PooledStore):
             raise NotFound(f"{self._settings.url}: no {path or 'such prefix'}")
         return DIRECTORY
 
-    def _head(self, path: str) -> Attributes | None:
+    def head(self, path: str) -> Attributes | None:
         """Describe the object at *path*; None when there is none."""
         from botocore.exceptions import ClientError
 
@@ -212,12 +212,6 @@ class S3Store(PooledStore):
             Bucket=self._bucket, Key=self._key(path), UploadId=upload
         )
 
-    def head(self, path: str) -> Attributes | None:
-        return self._head(path)
-
-    def check_replaced(self, path: str, over: str | None) -> None:
-        self._check_replaced(path, over)
-
     def _on_condition(
         self, call: Callable[..., dict[str, Any]], path: str, over: str | None, **words: Any
     ) -> dict[str, Any]:
@@ -234,14 +228,14 @@ class S3Store(PooledStore):
             raise
 
     def _remove(self, path: str, only: str | None) -> None:
-        self._check_replaced(path, only)
-        if self._head(path) is None:
+        self.check_replaced(path, only)
+        if self.head(path) is None:
             raise NotFound(f"{self._settings.url}: no {path}")
         self._client().about.delete_object(Bucket=self._bucket, Key=self._key(path))
 
     def _make_directory(self, path: str) -> None:
         if path:
-            if self._head(path):
+            if self.head(path):
                 raise NotADirectory(f"{self._settings.url}: {path} is a file")
             key = self._below(path)
             self._client().about.put_object(Bucket=self._bucket, Key=key, Body=b"")
@@ -251,7 +245,7 @@ class S3Store(PooledStore):
         answer = self._client().about.list_objects_v2(Bucket=self._bucket, Prefix=mark, MaxKeys=2)
         keys = [each["Key"] for each in answer.get("Contents", ())]
         if not keys:
-            if self._head(path):
+            if self.head(path):
                 raise NotADirectory(f"{self._settings.url}: {path} is a file")
             raise NotFound(f"{self._settings.url}: no {path}")
         if keys != [mark]:

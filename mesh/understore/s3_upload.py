@@ -94,8 +94,8 @@ class S3Upload:
         await asyncio.gather(*self._parts, return_exceptions=True)
         self._collected.clear()
         if self._upload and not self._is_published:
-            self._is_published = True
             await self._do(self._bucket.give_up, self._upload)
+            self._upload = ""
 
     async def _do(self, work: Any, *args: Any, **options: Any) -> Any:
         return await self._call("upload", self._path, work, self._path, *args, **options)

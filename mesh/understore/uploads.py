@@ -15,7 +15,7 @@ Call = Callable[..., Awaitable[Any]]
 class Sink(Protocol):
     """A file under another name than it will have; all of it blocks."""
 
-    def append(self, data: bytes | memoryview) -> None: ...
+    def append(self, data: bytes) -> None: ...
 
     def publish(self, over: str | None) -> Attributes:
         """Give it its name, and make that last."""

@@ -37,13 +37,8 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in SERVERS]
 async def subject(request: Any, tmp_path: Path) -> AsyncIterator[Subject]:
     if request.param in SERVERS:
         made = SERVERS[request.param](request.getfixturevalue(request.param))
-    elif request.param == "memory":
-        made = understores.memory()
-    elif request.param == "fsspec-memory":
-        made = understores.fsspec_memory()
     else:
-        protocol = "fsspec+" if request.param == "fsspec-file" else ""
-        made = understores.directory(tmp_path, protocol=protocol)
+        made = understores.without_server(request.param, tmp_path)
     yield made
     await made.store.aclose()
 

@@ -64,6 +64,15 @@ def directory(root: Path, *, protocol: str = "") -> Subject:
     return opened(settings, write, lambda path: (root / path).unlink())
 
 
+def without_server(kind: str, root: Path) -> Subject:
+    """Return one of memory, directory, fsspec-memory and fsspec-file."""
+    if kind == "memory":
+        return memory()
+    if kind == "fsspec-memory":
+        return fsspec_memory()
+    return directory(root, protocol="fsspec+" if kind == "fsspec-file" else "")
+
+
 def s3_settings(server: Any, bucket: str, prefix: str = "", **more: Any) -> UnderStoreSettings:
     return UnderStoreSettings(
         url=f"s3://{bucket}/{prefix}".rstrip("/"),
