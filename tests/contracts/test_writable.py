@@ -287,6 +287,28 @@ async def test_no_parts_are_left_of_what_was_aborted(
 
 
 @pytest.mark.slow
+async def test_an_abort_that_failed_is_tried_again(
+    moto: Any, noise: Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = new_bucket(moto)
+    made = understores.opened(s3_settings(moto, bucket), None, None)
+    upload = await writable(made).upload("big")
+    for _ in range(3):
+        await upload.add(noise.randbytes(4 * MIB))
+
+    def refuse(*_: object) -> None:
+        raise Refused("not now")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(made.store, "give_up", refuse)
+        with pytest.raises(Refused):
+            await upload.abort()
+    await upload.abort()
+    assert not boto(moto).list_multipart_uploads(Bucket=bucket).get("Uploads")
+    await made.store.aclose()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gcs", "azurite"])
 async def test_what_cannot_be_written_yet_says_so(request: Any, kind: str) -> None:
     """pyarrow shows what is there of a file that was given up."""
