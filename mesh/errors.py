@@ -3,7 +3,9 @@
 * MeshError
   - NotFound               the path or block does not exist where it was looked for
   - Refused                the under-store says that we may not
-  - NotADirectory, IsADirectory, NotEmpty
+  - NotADirectory, IsADirectory, NotEmpty, Exists
+  - ReadOnly               nothing can be written there
+  - Elsewhere              two paths lie in different under-stores
   - Stale                  the file changed in the under-store: open it again
   - ListingGone            a page was asked of a listing that is no longer kept
   - BlockCorrupt           bytes do not match their checksum; the copy was dropped
@@ -43,6 +45,18 @@ class IsADirectory(MeshError):
 
 class NotEmpty(MeshError):
     """A directory can't be removed while there is something in it."""
+
+
+class Exists(MeshError):
+    """There is something of that name already."""
+
+
+class ReadOnly(MeshError):
+    """Nothing can be written there, whoever asks."""
+
+
+class Elsewhere(MeshError):
+    """Two paths lie in different under-stores: what is to be moved must be copied."""
 
 
 class Stale(MeshError):

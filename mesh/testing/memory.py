@@ -8,7 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from typing import Any
 
 from crc32c import crc32c
 
@@ -26,6 +35,7 @@ from mesh.clock import monotonic_s
 from mesh.errors import (
     MeshError,
     NotADirectory,
+    NotEmpty,
     NotFound,
     PeerUnavailable,
     Refused,
@@ -35,6 +45,7 @@ from mesh.errors import (
 from mesh.peer.health import Hedging
 from mesh.store.eviction import Rank
 from mesh.understore.understore import PAGE_ENTRIES, UnderStore
+from mesh.understore.writable import PERMISSIONS, Upload, check_moved, check_replaced
 from mesh.wire.hedged import Hedged, Signs, Strays
 from mesh.wire.messages import Piece
 
@@ -42,7 +53,7 @@ SOURCE = "memory://test"
 
 
 class MemoryUnderStore:
-    """Files in a dict, by path; directories exist as far as files lie in them."""
+    """Files in a dict, by path; a directory is there while something lies in it, or it was made."""
 
     def __init__(self, files: Mapping[str, bytes] | None = None) -> None:
         self.files = dict(files or {})
@@ -60,13 +71,21 @@ class MemoryUnderStore:
 
         self.gate.set()
 
+        self.directories: set[str] = set()
+        """Those that were made, and are there even when they are empty."""
+
+        self.modes: dict[str, int] = {}
+        self.uploads: Counter[str] = Counter()
+        """Begun, by path."""
+
+        self.upload_gate = asyncio.Event()
+        """Whoever publishes waits while it is cleared."""
+
+        self.upload_gate.set()
+
     def write(self, path: str, data: bytes) -> None:
         """Change a file behind the mesh's back."""
         self.files[path] = data
-        self.tags[path] += 1
-
-    def remove(self, path: str) -> None:
-        del self.files[path]
         self.tags[path] += 1
 
     async def prepare(self) -> None:
@@ -84,10 +103,26 @@ class MemoryUnderStore:
                 size_bytes=len(self.files[path]),
                 mtime_ns=self.tags[path] * 10**9,
                 tag=f"tag-{self.tags[path]}",
+                mode=self.modes.get(path, 0),
             )
-        if path and not any(name.startswith(f"{path}/") for name in self.files):
+        is_made = not path or path in self.directories
+        if not is_made and not any(self._below(path)):
             raise NotFound(f"{path}: no such file")
-        return Attributes(is_directory=True, size_bytes=0, mtime_ns=0, tag="")
+        return Attributes(
+            is_directory=True, size_bytes=0, mtime_ns=0, tag="", mode=self.modes.get(path, 0)
+        )
+
+    def _found(self, path: str) -> Attributes | None:
+        try:
+            return self._about(path)
+        except NotFound:
+            return None
+
+    def _below(self, path: str) -> Iterator[str]:
+        """Name all files and made directories below a directory."""
+        prefix = f"{path}/" if path else ""
+        for named in (self.files, self.directories):
+            yield from (name for name in named if name.startswith(prefix))
 
     async def scan(self, path: str) -> AsyncIterator[list[DirectoryEntry]]:
         self.listings += 1
@@ -95,10 +130,8 @@ class MemoryUnderStore:
         if path in self.files:
             raise NotADirectory(f"{path}: not a directory")
         prefix = f"{path}/" if path else ""
-        names = sorted(
-            {name[len(prefix) :].split("/")[0] for name in self.files if name.startswith(prefix)}
-        )
-        if path and not names:
+        names = sorted({name[len(prefix) :].split("/")[0] for name in self._below(path)})
+        if path and not names and path not in self.directories:
             raise NotFound(f"{path}: no such directory")
         for start in range(0, len(names), PAGE_ENTRIES):
             self._check()
@@ -118,6 +151,84 @@ class MemoryUnderStore:
             run_bytes = min(PIECE_BYTES, end_bytes - offset_bytes)
             yield self.files[path][offset_bytes : offset_bytes + run_bytes]
             offset_bytes += run_bytes
+
+    async def upload(
+        self, path: str, *, size_bytes: int | None = None, mode: int | None = None
+    ) -> Upload:
+        self._check()
+        self._check_above(path)
+        self.uploads[path] += 1
+        return _MemoryUpload(self, path, mode)
+
+    def put(self, path: str, data: bytes, over: str | None, mode: int | None) -> Attributes:
+        """Publish an upload."""
+        check_replaced(path, self._found(path), over)
+        self._check_above(path)
+        self.write(path, data)
+        if mode is not None:
+            self.modes[path] = mode & PERMISSIONS
+        return self._about(path)
+
+    def remove(self, path: str, *, only: str | None = None) -> _Done:
+        """Remove a file at once, for a test behind the mesh's back or for who awaits it."""
+        found = self._about(path)
+        check_replaced(path, found, only)
+        self._forget(path)
+        return _Done()
+
+    async def make_directory(self, path: str, *, mode: int | None = None) -> None:
+        is_new = self._found(path) is None
+        self._check_above(f"{path}/")
+        parts = path.split("/")
+        self.directories |= {"/".join(parts[:count]) for count in range(1, len(parts) + 1)} - {""}
+        if mode is not None and is_new:
+            self.modes[path] = mode & PERMISSIONS
+
+    async def remove_directory(self, path: str) -> None:
+        if not self._about(path).is_directory:
+            raise NotADirectory(f"{path}: not a directory")
+        if any(self._below(path)):
+            raise NotEmpty(f"{path}: not empty")
+        self.directories.discard(path)
+        self.modes.pop(path, None)
+
+    async def move(self, path: str, target: str, *, over: str | None) -> Attributes:
+        about = self._about(path)
+        if path == target:
+            return about
+        check_moved(about, target, self._found(target), over)
+        self._check_above(target)
+
+        def moved(name: str) -> str:
+            is_moved = name == path or name.startswith(f"{path}/")
+            return target + name[len(path) :] if is_moved else name
+
+        self.modes.pop(target, None)
+        self.modes = {moved(name): mode for name, mode in self.modes.items()}
+        self.directories = set(map(moved, self.directories))
+        for old in [name for name in self.files if moved(name) != name]:
+            new = moved(old)
+            self.tags[new] = max(self.tags[new], self.tags[old])  # so that neither had the next
+            self.write(new, self.files[old])
+            self._forget(old)
+        return self._about(target)
+
+    async def set_mode(self, path: str, mode: int) -> bool:
+        self._about(path)
+        self.modes[path] = mode & PERMISSIONS
+        return True
+
+    def _forget(self, path: str) -> None:
+        del self.files[path]
+        self.tags[path] += 1
+        self.modes.pop(path, None)
+
+    def _check_above(self, path: str) -> None:
+        """Raise if a file is where a directory above *path* would have to be."""
+        parts = path.split("/")
+        for count in range(1, len(parts)):
+            if "/".join(parts[:count]) in self.files:
+                raise NotADirectory(f"{path}: {'/'.join(parts[:count])} is a file")
 
     async def aclose(self) -> None:
         return
@@ -142,6 +253,44 @@ class MemoryUnderStore:
     def _check(self) -> None:
         if self.error is not None:
             raise self.error
+
+
+class _MemoryUpload:
+    """A file on its way to a `MemoryUnderStore`."""
+
+    def __init__(self, store: MemoryUnderStore, path: str, mode: int | None) -> None:
+        self._store = store
+        self._path = path
+        self._mode = mode
+        self._data = bytearray()
+
+    async def add(self, data: bytes | memoryview) -> None:
+        self._store._check()
+        self._data += data
+
+    async def publish(self, *, over: str | None) -> Attributes:
+        await self._store.upload_gate.wait()
+        return self._store.put(self._path, bytes(self._data), over, self._mode)
+
+    async def abort(self) -> None:
+        self._store._check()
+        self._data.clear()
+
+
+class _Done(Coroutine[Any, Any, None]):
+    """What has been done already; nobody is warned who does not await it."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        yield from ()
+
+    def send(self, value: Any) -> None:
+        raise StopIteration
+
+    def throw(self, *error: Any) -> None:
+        raise StopIteration
+
+    def close(self) -> None:
+        return
 
 
 class DistantUnderStore:

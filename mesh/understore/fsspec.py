@@ -7,13 +7,14 @@ listing is handed out whole, and has a tag only where it tells as much.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from mesh.blocks import Attributes, DirectoryEntry
-from mesh.errors import IsADirectory, NotADirectory, NotEmpty, NotFound
+from mesh.errors import IsADirectory, NotADirectory, NotEmpty, NotFound, UnderStoreUnavailable
 from mesh.metrics import Metrics
 from mesh.understore.keys import why_no_name, why_no_path
 from mesh.understore.pool import DIRECTORY, CheckedStore, needed, paged
@@ -96,7 +97,7 @@ class FsspecStore(CheckedStore):
         data: bytes = filesystem.cat_file(place, offset_bytes, offset_bytes + size_bytes)
         return data
 
-    def _sink(self, path: str) -> Sink:
+    def _sink(self, path: str, mode: int | None) -> Sink:
         return _FsspecSink(self, path)
 
     def _remove(self, path: str, only: str | None) -> None:
@@ -106,7 +107,7 @@ class FsspecStore(CheckedStore):
         filesystem, place = self._place(path)
         filesystem.rm_file(place)
 
-    def _make_directory(self, path: str) -> None:
+    def _make_directory(self, path: str, mode: int | None = None) -> None:
         filesystem, place = self._place(path)
         with suppress(FileExistsError):  # not every implementation minds
             filesystem.makedirs(place, exist_ok=True)
@@ -120,6 +121,24 @@ class FsspecStore(CheckedStore):
         if any(self._entries(filesystem.ls(place, detail=True), place)):
             raise NotEmpty(f"{self._settings.url}: {path} is not empty")
         filesystem.rmdir(place)
+
+    def _move(self, path: str, target: str, over: str | None) -> Attributes:
+        """One step where the implementation has one; else copies, and then what was copied goes."""
+        moved, _ = self.check_moved(path, target, over)
+        filesystem, here = self._place(path)
+        there = self._place(target)[1]
+        if parent := there.rpartition("/")[0]:
+            filesystem.makedirs(parent, exist_ok=True)
+        if moved.is_directory:
+            _move_directory(filesystem, here, there)
+        else:
+            _move_file(filesystem, here, there)
+        about = self._stat(target)
+        # Not every implementation says when it did nothing, or but half of it.
+        is_whole = (about.is_directory, about.size_bytes) == (moved.is_directory, moved.size_bytes)
+        if not is_whole or self._found(path) is not None:
+            raise UnderStoreUnavailable(f"{self._settings.url}: {path} was not moved to {target}")
+        return about
 
 
 class _FsspecSink:
@@ -142,7 +161,7 @@ class _FsspecSink:
     def publish(self, over: str | None) -> Attributes:
         self._file.close()
         self._store.check_replaced(self._path, over)
-        self._filesystem.mv(self._own, self._target)
+        _move_file(self._filesystem, self._own, self._target)
         self._is_done = True
         return self._store._stat(self._path)
 
@@ -151,6 +170,44 @@ class _FsspecSink:
             self._is_done = True
             self._file.close()
             self._filesystem.rm_file(self._own)
+
+
+def _can_move(filesystem: Any) -> bool:
+    """Say whether it moves by itself: fsspec's own way takes names with [ or * for patterns."""
+    from fsspec import AbstractFileSystem
+
+    return type(filesystem).mv is not AbstractFileSystem.mv
+
+
+def _move_file(filesystem: Any, here: str, there: str) -> None:
+    if _can_move(filesystem):
+        filesystem.mv(here, there)
+    else:
+        filesystem.cp_file(here, there)
+        filesystem.rm_file(here)
+
+
+def _move_directory(filesystem: Any, here: str, there: str) -> None:
+    if _can_move(filesystem):
+        takes = inspect.signature(filesystem.mv).parameters
+        filesystem.mv(here, there, **({"recursive": True} if "recursive" in takes else {}))
+        return
+    found = filesystem.find(here, withdirs=True, detail=True)
+    kinds = {
+        info["name"].strip("/").removeprefix(here.strip("/")): info["type"]
+        for info in found.values()
+    }
+    directories = sorted({"", *(below for below, kind in kinds.items() if kind == "directory")})
+    files = [below for below, kind in kinds.items() if kind != "directory"]
+    for below in directories:
+        filesystem.makedirs(there + below, exist_ok=True)
+    for below in files:
+        filesystem.cp_file(here + below, there + below)
+    for below in files:
+        filesystem.rm_file(here + below)
+    for below in reversed(directories):
+        with suppress(OSError):  # where it is there only as long as something is in it
+            filesystem.rmdir(here + below)
 
 
 def _attributes(info: Mapping[str, Any]) -> Attributes:

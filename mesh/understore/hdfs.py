@@ -14,6 +14,7 @@ from typing import Any
 
 from mesh.blocks import Attributes, DirectoryEntry
 from mesh.errors import (
+    Exists,
     IsADirectory,
     MeshError,
     NotADirectory,
@@ -27,9 +28,12 @@ from mesh.understore.keys import why_no_path
 from mesh.understore.pool import CheckedStore, SlowDown, first_line, needed, paged, split_url
 from mesh.understore.understore import UnderStoreSettings
 from mesh.understore.uploads import Sink
-from mesh.understore.writable import is_upload, upload_name
+from mesh.understore.writable import NEW_FILE_MODE, PERMISSIONS, is_upload, upload_name
 
 OPEN_FILES_MAX = 256
+_OWN_MODE = 0o600
+_AS_IT_IS = 2**64 - 1
+"""Java's -1, as a time of access: the NameNode leaves it alone."""
 
 # By the Java class that the NameNode names; first match wins.
 _WORDS: list[tuple[str, type[MeshError]]] = [
@@ -109,9 +113,9 @@ class HdfsStore(CheckedStore):
                 self._open_files.popitem(last=False)
         return data
 
-    def _sink(self, path: str) -> Sink:
+    def _sink(self, path: str, mode: int | None) -> Sink:
         self._path(path)  # says so if there can be no such path
-        return _HdfsSink(self, path)
+        return _HdfsSink(self, path, mode)
 
     def _remove(self, path: str, only: str | None) -> None:
         self.check_replaced(path, only)
@@ -119,11 +123,14 @@ class HdfsStore(CheckedStore):
             raise IsADirectory(f"{self._settings.url}: {path} is a directory")
         self._client().delete(self._path(path), recursive=False)
 
-    def _make_directory(self, path: str) -> None:
+    def _make_directory(self, path: str, mode: int | None = None) -> None:
+        is_new = mode is not None and self._found(path) is None
         try:
             self._client().mkdirs(self._path(path), create_parent=True)
         except FileExistsError as error:
             raise NotADirectory(f"{self._settings.url}: {path} is a file") from error
+        if mode is not None and is_new:
+            self._client().set_permission(self._path(path), mode & PERMISSIONS)
 
     def _remove_directory(self, path: str) -> None:
         if not self._stat(path).is_directory:
@@ -134,6 +141,27 @@ class HdfsStore(CheckedStore):
             if "PathIsNotEmptyDirectoryException" in str(error) or "is non empty" in str(error):
                 raise NotEmpty(f"{self._settings.url}: {path} is not empty") from error
             raise
+
+    def _move(self, path: str, target: str, over: str | None) -> Attributes:
+        moved, found = self.check_moved(path, target, over)
+        self._make_directory(target.rpartition("/")[0])
+        here, there = self._path(path), self._path(target)
+        if found and (moved.size_bytes, moved.tag) == (found.size_bytes, found.tag):
+            # Both were written in one millisecond: two contents must not have one name.
+            mtime_ms = moved.mtime_ns // 10**6 + 1
+            self._client().set_times(here, mtime_ms, _AS_IT_IS)
+        try:
+            self._client().rename(here, there, overwrite=not moved.is_directory and over != "")
+        except FileExistsError as error:
+            kind = Exists if moved.is_directory else Stale
+            raise kind(f"{self._settings.url}: {target} exists") from error
+        return self._stat(target)
+
+    def _set_mode(self, path: str, mode: int) -> bool:
+        real = self._path(path)
+        others = self._client().get_file_info(real).permission & ~PERMISSIONS
+        self._client().set_permission(real, others | mode & PERMISSIONS)
+        return True
 
     def _translated(self, error: Exception, where: str) -> MeshError:
         """hdfs-native passes on what the NameNode says as text."""
@@ -147,15 +175,17 @@ class HdfsStore(CheckedStore):
 class _HdfsSink:
     """A file that is renamed when it is whole."""
 
-    def __init__(self, store: HdfsStore, path: str) -> None:
+    def __init__(self, store: HdfsStore, path: str, mode: int | None) -> None:
         from hdfs_native import WriteOptions
 
         self._store = store
         self._path = path
+        self._mode = mode
         parent, _, _ = path.rpartition("/")
         self._own = store._path(f"{parent}/{upload_name()}".lstrip("/"))
         self._client = store._client()
-        self._file = self._client.create(self._own, WriteOptions(create_parent=True))
+        options = WriteOptions(create_parent=True, permission=_OWN_MODE)
+        self._file = self._client.create(self._own, options)
         self._is_closed = self._is_done = False
 
     def append(self, data: bytes) -> None:
@@ -164,6 +194,7 @@ class _HdfsSink:
     def publish(self, over: str | None) -> Attributes:
         self._close()
         self._store.check_replaced(self._path, over)
+        self._client.set_permission(self._own, self._final_mode())
         target = self._store._path(self._path)
         try:
             self._client.rename(self._own, target, overwrite=over != "")
@@ -171,6 +202,12 @@ class _HdfsSink:
             raise Stale(f"{target} exists") from error
         self._is_done = True
         return self._store._stat(self._path)
+
+    def _final_mode(self) -> int:
+        if self._mode is not None:
+            return self._mode & PERMISSIONS
+        found = self._store._found(self._path)
+        return found.mode if found and not found.is_directory else NEW_FILE_MODE
 
     def abort(self) -> None:
         if not self._is_done:

@@ -14,10 +14,13 @@ from typing import Any
 
 from mesh.blocks import MIB, Attributes, DirectoryEntry
 from mesh.errors import (
+    Elsewhere,
+    Exists,
     MeshError,
     NotADirectory,
     NotEmpty,
     NotFound,
+    Refused,
     Stale,
     UnderStoreUnavailable,
 )
@@ -25,9 +28,11 @@ from mesh.metrics import Metrics
 from mesh.understore.pool import CheckedStore, paged, split_url
 from mesh.understore.understore import UnderStoreSettings
 from mesh.understore.uploads import Sink
-from mesh.understore.writable import is_upload, upload_name
+from mesh.understore.writable import NEW_FILE_MODE, PERMISSIONS, is_upload, upload_name
 
 LOCAL_REQUEST_BYTES = MIB
+
+_NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 class LocalStore(CheckedStore):
@@ -113,10 +118,10 @@ class LocalStore(CheckedStore):
             with self._client().open_input_file(real) as file:
                 yield file
 
-    def _sink(self, path: str) -> Sink:
+    def _sink(self, path: str, mode: int | None) -> Sink:
         real = self._path(path)
         self._make_directory(path.rpartition("/")[0])
-        return _LocalSink(real, partial(self.check_replaced, path))
+        return _LocalSink(real, mode, partial(self.check_replaced, path))
 
     def _remove(self, path: str, only: str | None) -> None:
         self.check_replaced(path, only)
@@ -124,20 +129,53 @@ class LocalStore(CheckedStore):
         os.unlink(real)  # noqa: PTH108
         _sync_directory(os.path.dirname(real))  # noqa: PTH120
 
-    def _make_directory(self, path: str) -> None:
+    def _make_directory(self, path: str, mode: int | None = None) -> None:
         self._check_root()
+        real = self._path(path)
         try:
-            os.makedirs(self._path(path), exist_ok=True)  # noqa: PTH103
+            os.makedirs(os.path.dirname(real), exist_ok=True)  # noqa: PTH103, PTH120
+            os.mkdir(real)  # noqa: PTH102
         except FileExistsError as error:
-            raise NotADirectory(f"{self._settings.url}: {path} is a file") from error
+            if not os.path.isdir(real):  # noqa: PTH112
+                raise NotADirectory(f"{self._settings.url}: {path} is a file") from error
+        else:
+            if mode is not None:
+                os.chmod(real, mode & PERMISSIONS)  # noqa: PTH101
 
     def _remove_directory(self, path: str) -> None:
         try:
             os.rmdir(self._link(path))  # noqa: PTH106
         except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno in _NOT_EMPTY:
                 raise NotEmpty(f"{self._settings.url}: {path} is not empty") from error
             raise
+
+    def _move(self, path: str, target: str, over: str | None) -> Attributes:
+        moved, found = self.check_moved(path, target, over)
+        self._make_directory(target.rpartition("/")[0])
+        here, there = self._link(path), self._link(target)
+        _check_link(here, there)
+        if found and (moved.size_bytes, moved.tag) == (found.size_bytes, found.tag):
+            # As of files out of one archive: two contents must not have one name.
+            mtime_ns = moved.mtime_ns + 1
+            os.utime(here, ns=(mtime_ns, mtime_ns))
+        try:
+            _rename(here, there, is_new=not moved.is_directory and over == "")
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                raise Elsewhere(f"{path} and {target} are on different file systems") from error
+            if moved.is_directory and error.errno in (*_NOT_EMPTY, errno.ENOTDIR):
+                raise Exists(f"{self._settings.url}: {target} exists") from error
+            if error.errno == errno.EEXIST:
+                raise Stale(f"{self._settings.url}: {target} exists") from error
+            raise
+        return self._stat(target)
+
+    def _set_mode(self, path: str, mode: int) -> bool:
+        real = self._path(path)
+        others = modes.S_IMODE(os.stat(real).st_mode) & ~PERMISSIONS  # noqa: PTH116
+        os.chmod(real, others | mode & PERMISSIONS)  # noqa: PTH101
+        return True
 
     def _link(self, path: str) -> str:
         """Return where the name itself is, be it that of a link."""
@@ -153,12 +191,13 @@ class LocalStore(CheckedStore):
 class _LocalSink:
     """A file that is renamed when it is whole and on the disk."""
 
-    def __init__(self, target: str, check: Callable[[str | None], None]) -> None:
+    def __init__(self, target: str, mode: int | None, check: Callable[[str | None], None]) -> None:
         self._target = target
+        self._mode = mode
         self._check = check
         self._directory = os.path.dirname(target)  # noqa: PTH120
         self._path = f"{self._directory}/{upload_name()}"
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     def append(self, data: bytes) -> None:
         left = memoryview(data)
@@ -169,6 +208,8 @@ class _LocalSink:
         # The clock of a file system ticks each 4 ms; two contents must not have one time.
         now_ns = time.time_ns()
         os.utime(self._fd, ns=(now_ns, now_ns))
+        with suppress(OSError):  # file systems that keep no modes
+            os.fchmod(self._fd, self._final_mode())
         os.fsync(self._fd)
         self._check(over)
         if over == "":
@@ -185,12 +226,44 @@ class _LocalSink:
         self._fd = -1
         return about
 
+    def _final_mode(self) -> int:
+        if self._mode is not None:
+            return self._mode & PERMISSIONS
+        try:
+            return os.stat(self._target).st_mode & PERMISSIONS  # noqa: PTH116
+        except FileNotFoundError:
+            return NEW_FILE_MODE
+
     def abort(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
             with suppress(FileNotFoundError):
                 os.unlink(self._path)  # noqa: PTH108
+
+
+def _check_link(here: str, there: str) -> None:
+    """Raise if a link would lead elsewhere from its new place."""
+    if not os.path.islink(here) or os.path.isabs(os.readlink(here)):  # noqa: PTH114, PTH115, PTH117
+        return
+    if os.path.dirname(here) != os.path.dirname(there):  # noqa: PTH120
+        raise Refused(f"{here} is a relative link: it can't leave its directory")
+
+
+def _rename(here: str, there: str, *, is_new: bool) -> None:
+    """Rename for good; with *is_new*, never over what came since the look."""
+    if is_new:
+        os.link(here, there)
+        os.unlink(here)  # noqa: PTH108
+    else:
+        moved = os.lstat(here)
+        os.rename(here, there)  # noqa: PTH104
+        with suppress(FileNotFoundError):
+            # Of two names of one file, such as a link that broke off leaves, both would stay.
+            if os.path.samestat(moved, os.lstat(here)):
+                os.unlink(here)  # noqa: PTH108
+    for directory in dict.fromkeys(map(os.path.dirname, (there, here))):
+        _sync_directory(directory)
 
 
 def _sync_directory(path: str) -> None:

@@ -39,7 +39,7 @@ from mesh.metrics import Metrics
 from mesh.understore.throttle import Gate, Window, pauses_s
 from mesh.understore.understore import PAGE_ENTRIES, UnderStoreSettings
 from mesh.understore.uploads import Sink, SinkUpload
-from mesh.understore.writable import Upload
+from mesh.understore.writable import Upload, check_moved, check_replaced
 
 ATTEMPTS = 3
 CANNOT_WRITE = "this kind of under-store can't be written yet"
@@ -93,19 +93,30 @@ class PooledStore(ABC):
             )
             offset_bytes += wanted_bytes
 
-    async def upload(self, path: str, *, size_bytes: int | None = None) -> Upload:
+    async def upload(
+        self, path: str, *, size_bytes: int | None = None, mode: int | None = None
+    ) -> Upload:
         """Begin a file; see `Writable`."""
-        sink = await self._call("upload", path, self._sink, path, attempts=1)
+        sink = await self._call("upload", path, self._sink, path, mode, attempts=1)
         return SinkUpload(self._call, path, sink)
 
     async def remove(self, path: str, *, only: str | None = None) -> None:
         await self._call("remove", path, self._remove, path, only, attempts=1)
 
-    async def make_directory(self, path: str) -> None:
-        await self._call("mkdir", path, self._make_directory, path)
+    async def make_directory(self, path: str, *, mode: int | None = None) -> None:
+        await self._call("mkdir", path, self._make_directory, path, mode)
 
     async def remove_directory(self, path: str) -> None:
         await self._call("rmdir", path, self._remove_directory, path, attempts=1)
+
+    async def move(self, path: str, target: str, *, over: str | None) -> Attributes:
+        """See `Writable`; what is moved onto itself stays."""
+        if path == target:
+            return await self.stat(path)
+        return await self._call("move", path, self._move, path, target, over, attempts=1)
+
+    async def set_mode(self, path: str, mode: int) -> bool:
+        return await self._call("chmod", path, self._set_mode, path, mode)
 
     async def aclose(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -128,34 +139,43 @@ class PooledStore(ABC):
         self, path: str, about: Attributes, offset_bytes: int, size_bytes: int
     ) -> bytes | memoryview: ...
 
-    def _sink(self, path: str) -> Sink:
-        """Begin a file; like the next three, this is what a kind that can be written has."""
+    def _sink(self, path: str, mode: int | None) -> Sink:
+        """Begin a file; like the next four, this is what a kind that can be written has."""
         raise Refused(f"{self._settings.url}: {path}: {CANNOT_WRITE}")
 
     def _remove(self, path: str, only: str | None) -> None:
         raise Refused(f"{self._settings.url}: {path}: {CANNOT_WRITE}")
 
-    def _make_directory(self, path: str) -> None:
+    def _make_directory(self, path: str, mode: int | None = None) -> None:
         raise Refused(f"{self._settings.url}: {path}: {CANNOT_WRITE}")
 
     def _remove_directory(self, path: str) -> None:
         raise Refused(f"{self._settings.url}: {path}: {CANNOT_WRITE}")
 
+    def _move(self, path: str, target: str, over: str | None) -> Attributes:
+        raise Refused(f"{self._settings.url}: {path}: {CANNOT_WRITE}")
+
+    def _set_mode(self, path: str, mode: int) -> bool:
+        return False
+
     def check_replaced(self, path: str, over: str | None) -> None:
         """Raise `Stale` unless what is at *path* may be replaced, as `Upload.publish` has it."""
-        if over is None:
-            return
+        if over is not None:
+            check_replaced(f"{self._settings.url}: {path}", self._found(path), over)
+
+    def check_moved(
+        self, path: str, target: str, over: str | None
+    ) -> tuple[Attributes, Attributes | None]:
+        """Return what is at both; raise if the one may not take the place of the other."""
+        moved, found = self._stat(path), self._found(target)
+        check_moved(moved, f"{self._settings.url}: {target}", found, over)
+        return moved, found
+
+    def _found(self, path: str) -> Attributes | None:
         try:
-            found = self._stat(path)
+            return self._stat(path)
         except (FileNotFoundError, NotFound):
-            if over:
-                raise Stale(f"{self._settings.url}: {path} was removed") from None
-            return
-        if found.is_directory:
-            raise IsADirectory(f"{self._settings.url}: {path} is a directory")
-        if found.tag != over:
-            what = "was changed" if over else "exists"
-            raise Stale(f"{self._settings.url}: {path} {what}")
+            return None
 
     def _translated(self, error: Exception, where: str) -> MeshError:
         """Put the library's vocabulary into ours; most of them speak the system's."""

@@ -25,9 +25,10 @@ from mesh.metrics import Metrics
 from mesh.understore.keys import Hidden, Level, why_no_path
 from mesh.understore.pool import DIRECTORY, PooledStore, SlowDown, first_line, split_url
 from mesh.understore.s3_client import s3_clients
+from mesh.understore.s3_move import Object, S3Move
 from mesh.understore.s3_upload import S3Upload
 from mesh.understore.understore import PAGE_ENTRIES, UnderStoreSettings
-from mesh.understore.writable import Upload
+from mesh.understore.writable import Upload, part_bytes
 
 NO_ETAG = "mtime-"
 
@@ -48,6 +49,16 @@ _STATUS_GONE = (404, 412, 416)
 _STATUS_UNAVAILABLE = (408, 425)
 _STATUS_NOT_THAT = (409, 412)
 """Something else is there, or is just being put there."""
+
+_KEPT_OF_OBJECTS = (
+    "CacheControl",
+    "ContentDisposition",
+    "ContentEncoding",
+    "ContentLanguage",
+    "ContentType",
+    "Metadata",
+)
+"""What an object made of parts is told to tell of itself; other copies tell it by themselves."""
 
 
 class S3Store(PooledStore):
@@ -79,6 +90,24 @@ class S3Store(PooledStore):
         if not seen and self._below(path):
             raise NotFound(f"{self._settings.url}: no {path or 'such prefix'}")
 
+    async def move(self, path: str, target: str, *, over: str | None) -> Attributes:
+        """Copy, and then remove what was copied: not one step, see `S3Move`."""
+        if path == target:
+            return await self.stat(path)
+        moved, _ = await self._call("move", path, self.check_moved, path, target, over)
+        move = S3Move(
+            self._call,
+            self,
+            path,
+            target,
+            at_once=max(1, self._settings.concurrency // 2),  # the others are for whoever reads
+            has_directories=bool(self._settings.s3.endpoint),  # AWS has none
+        )
+        if not moved.is_directory:
+            return await move.file(moved, over)
+        await move.directory()
+        return await self.stat(target)
+
     async def aclose(self) -> None:
         await super().aclose()
         if self._made is not None:
@@ -90,6 +119,10 @@ class S3Store(PooledStore):
     def _key(self, path: str) -> str:
         if reason := why_no_path(path):
             raise NotFound(f"{self._settings.url}: {path}: {reason}")
+        return f"{self._prefix}{path}"
+
+    def _any_key(self, path: str) -> str:
+        """Return the key of what need not be a path: a mark, or what no listing shows."""
         return f"{self._prefix}{path}"
 
     def _below(self, path: str) -> str:
@@ -118,12 +151,12 @@ class S3Store(PooledStore):
             raise
         return _attributes(answer, answer["ContentLength"])
 
-    def _list(self, path: str, token: str) -> dict[str, Any]:
+    def _list(self, path: str, token: str, delimiter: str = "/") -> dict[str, Any]:
         more = {"ContinuationToken": token} if token else {}
         answer: dict[str, Any] = self._client().about.list_objects_v2(
             Bucket=self._bucket,
             Prefix=self._below(path),
-            Delimiter="/",
+            Delimiter=delimiter,
             MaxKeys=PAGE_ENTRIES,
             **more,
         )
@@ -166,7 +199,9 @@ class S3Store(PooledStore):
 
     # Writing
 
-    async def upload(self, path: str, *, size_bytes: int | None = None) -> Upload:
+    async def upload(
+        self, path: str, *, size_bytes: int | None = None, mode: int | None = None
+    ) -> Upload:
         self._key(path)  # says so if there can be no such path
         return S3Upload(self._call, self, path, size_bytes)
 
@@ -180,8 +215,7 @@ class S3Store(PooledStore):
     def begin(self, path: str) -> str:
         client = self._client().about
         answer = client.create_multipart_upload(Bucket=self._bucket, Key=self._key(path))
-        upload: str = answer["UploadId"]
-        return upload
+        return str(answer["UploadId"])
 
     def put_part(self, path: str, upload: str, number: int, body: bytes) -> str:
         answer = self._client().about.upload_part(
@@ -201,7 +235,7 @@ class S3Store(PooledStore):
             path,
             over,
             Bucket=self._bucket,
-            Key=self._key(path),
+            Key=self._any_key(path),
             UploadId=upload,
             MultipartUpload={"Parts": numbered},
         )
@@ -209,8 +243,66 @@ class S3Store(PooledStore):
 
     def give_up(self, path: str, upload: str) -> None:
         self._client().about.abort_multipart_upload(
-            Bucket=self._bucket, Key=self._key(path), UploadId=upload
+            Bucket=self._bucket, Key=self._any_key(path), UploadId=upload
         )
+
+    def objects(self, path: str, token: str) -> tuple[list[Object], str]:
+        answer = self._list(path, token, delimiter="")
+        found = [
+            (each["Key"].removeprefix(self._prefix), _attributes(each, each["Size"]))
+            for each in answer.get("Contents", ())
+        ]
+        return found, answer.get("NextContinuationToken", "")
+
+    def copy(self, path: str, about: Attributes, target: str, over: str | None) -> str:
+        client = self._client().about
+        answer = self._on_condition(
+            client.copy_object,
+            target,
+            over,
+            Bucket=self._bucket,
+            Key=self._any_key(target),
+            **self._source(path, about),
+        )
+        return _etag(answer["CopyObjectResult"])
+
+    def mark(self, path: str) -> None:
+        self._client().about.put_object(Bucket=self._bucket, Key=self._any_key(path), Body=b"")
+
+    def begin_copy(self, path: str, target: str) -> str:
+        client = self._client().about
+        told = client.head_object(Bucket=self._bucket, Key=self._any_key(path))
+        words = {word: told[word] for word in _KEPT_OF_OBJECTS if word in told}
+        answer = client.create_multipart_upload(
+            Bucket=self._bucket, Key=self._any_key(target), **words
+        )
+        return str(answer["UploadId"])
+
+    def copy_part(
+        self, path: str, about: Attributes, target: str, upload: str, number: int, start_bytes: int
+    ) -> str:
+        end_bytes = min(start_bytes + part_bytes(0, about.size_bytes), about.size_bytes)
+        answer = self._on_condition(
+            self._client().about.upload_part_copy,
+            path,
+            None,
+            Bucket=self._bucket,
+            Key=self._any_key(target),
+            UploadId=upload,
+            PartNumber=number,
+            CopySourceRange=f"bytes={start_bytes}-{end_bytes - 1}",
+            **self._source(path, about),
+        )
+        return str(answer["CopyPartResult"]["ETag"])
+
+    def _source(self, path: str, about: Attributes) -> dict[str, Any]:
+        source = {"CopySource": {"Bucket": self._bucket, "Key": self._any_key(path)}}
+        if about.tag.startswith(NO_ETAG):
+            return source
+        return source | {"CopySourceIfMatch": f'"{about.tag}"'}
+
+    def delete(self, path: str) -> None:
+        self._client().about.delete_object(Bucket=self._bucket, Key=self._any_key(path))
 
     def _on_condition(
         self, call: Callable[..., dict[str, Any]], path: str, over: str | None, **words: Any
@@ -231,14 +323,14 @@ class S3Store(PooledStore):
         self.check_replaced(path, only)
         if self.head(path) is None:
             raise NotFound(f"{self._settings.url}: no {path}")
-        self._client().about.delete_object(Bucket=self._bucket, Key=self._key(path))
+        self.delete(path)
 
-    def _make_directory(self, path: str) -> None:
+    def _make_directory(self, path: str, mode: int | None = None) -> None:
         if path:
             if self.head(path):
                 raise NotADirectory(f"{self._settings.url}: {path} is a file")
-            key = self._below(path)
-            self._client().about.put_object(Bucket=self._bucket, Key=key, Body=b"")
+            self._key(path)  # says so if there can be no such path
+            self.mark(f"{path}/")
 
     def _remove_directory(self, path: str) -> None:
         mark = self._below(path)

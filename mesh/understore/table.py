@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mesh.blocks import DIRECTORY, Attributes, FileVersion, version_of
+from mesh.blocks import DIRECTORY, Attributes, FileVersion, under_store_tag, version_of
 from mesh.errors import NotFound
 from mesh.understore.understore import UnderStore, UnderStoreSettings
 
@@ -105,7 +105,8 @@ def plain(path: str) -> str:
 
 def attributes_of(file: FileVersion) -> Attributes:
     """Return what the under-store said when this version was named, as `read` needs it."""
-    return Attributes(is_directory=False, size_bytes=file.size_bytes, mtime_ns=0, tag=file.tag)
+    tag = under_store_tag(file.tag)
+    return Attributes(is_directory=False, size_bytes=file.size_bytes, mtime_ns=0, tag=tag)
 
 
 def _parts(path: str) -> tuple[str, ...]:

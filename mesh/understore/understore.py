@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from mesh.blocks import MIB, Attributes, DirectoryEntry
+from mesh.understore.writable import Writable
 
 PAGE_ENTRIES = 1000
 
 
-class UnderStore(Protocol):
-    """A tree of files that the mesh caches."""
+class UnderStore(Writable, Protocol):
+    """A tree of files that the mesh caches, and changes if it can."""
 
     async def prepare(self) -> None:
         """Load what is slow to load, so that no reader waits for it."""

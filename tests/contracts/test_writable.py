@@ -9,20 +9,23 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from mesh.blocks import GIB, MIB, Attributes
-from mesh.errors import IsADirectory, NotADirectory, NotEmpty, NotFound, Refused, Stale
-from mesh.understore.fsspec import FsspecStore
-from mesh.understore.writable import (
-    PART_BYTES_MAX,
-    PART_BYTES_MIN,
-    PARTS_MAX,
-    UPLOAD_PREFIX,
-    Writable,
-    part_bytes,
+from mesh.blocks import MIB, Attributes
+from mesh.errors import (
+    Exists,
+    IsADirectory,
+    MeshError,
+    NotADirectory,
+    NotEmpty,
+    NotFound,
+    Refused,
+    Stale,
 )
+from mesh.testing.memory import MemoryUnderStore
+from mesh.understore.fsspec import FsspecStore
+from mesh.understore.pool import PooledStore
+from mesh.understore.s3 import S3Store
+from mesh.understore.writable import PART_BYTES_MIN, UPLOAD_PREFIX, Writable
 from tests.contracts import understores
 from tests.contracts.understores import Subject, boto, names, new_bucket, s3_settings, whole
 
@@ -31,11 +34,10 @@ SERVERS: dict[str, Callable[[Any], Subject]] = {
     "weed": understores.s3,
     "hdfs": understores.hdfs,
 }
-TIB = 1024 * GIB
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in SERVERS]
 
 
-@pytest.fixture(params=["directory", "fsspec-memory", "fsspec-file", *SLOW])
+@pytest.fixture(params=["memory", "directory", "fsspec-memory", "fsspec-file", *SLOW])
 async def subject(request: Any, tmp_path: Path) -> AsyncIterator[Subject]:
     if request.param in SERVERS:
         made = SERVERS[request.param](request.getfixturevalue(request.param))
@@ -46,12 +48,15 @@ async def subject(request: Any, tmp_path: Path) -> AsyncIterator[Subject]:
 
 
 def writable(subject: Subject) -> Writable:
-    store: Any = subject.store
-    return store  # type: ignore[no-any-return]
+    store = subject.store
+    assert isinstance(store, PooledStore | MemoryUnderStore)
+    return store
 
 
-async def put(subject: Subject, path: str, data: bytes, *, over: str | None = "") -> Attributes:
-    upload = await writable(subject).upload(path)
+async def put(
+    subject: Subject, path: str, data: bytes, *, over: str | None = "", mode: int | None = None
+) -> Attributes:
+    upload = await writable(subject).upload(path, mode=mode)
     await upload.add(data)
     return await upload.publish(over=over)
 
@@ -164,9 +169,9 @@ async def test_a_file_is_removed_if_it_is_that_one(subject: Subject) -> None:
         await writable(subject).remove("f", only="no-such-tag")
     assert await whole(subject.store, "f") == b"1"
     await writable(subject).remove("f", only=about.tag)
-    for call in (subject.store.stat("f"), writable(subject).remove("f")):
+    for ask in (subject.store.stat, writable(subject).remove):
         with pytest.raises(NotFound):
-            await call
+            await ask("f")
 
 
 async def test_directories_are_made_and_removed_when_they_are_empty(subject: Subject) -> None:
@@ -212,6 +217,163 @@ async def test_names(subject: Subject, name: str) -> None:
         await subject.store.stat(f"{name}/{name}")
 
 
+# What gets another path
+
+
+async def tree(subject: Subject, path: str) -> dict[str, bytes | None]:
+    """Return all below a directory, None for directories."""
+    found: dict[str, bytes | None] = {}
+    for name, is_directory in (await names(subject.store, path)).items():
+        if is_directory:
+            found[name] = None
+            below = await tree(subject, f"{path}/{name}")
+            found |= {f"{name}/{each}": content for each, content in below.items()}
+        else:
+            found[name] = await whole(subject.store, f"{path}/{name}")
+    return found
+
+
+@pytest.mark.parametrize("over", ["", None])
+async def test_a_file_gets_another_path(subject: Subject, noise: Random, over: str | None) -> None:
+    data = noise.randbytes(100_000)
+    await put(subject, "a/old [1]*?", data)
+    await put(subject, "a/old 1", b"no pattern means this one")
+    about = await writable(subject).move("a/old [1]*?", "b/c/new [2]", over=over)
+    assert about == await subject.store.stat("b/c/new [2]")
+    assert (about.is_directory, about.size_bytes) == (False, len(data))
+    assert await whole(subject.store, "b/c/new [2]") == data
+    assert await names(subject.store, "a") == {"old 1": False}
+    with pytest.raises(NotFound):
+        await subject.store.stat("a/old [1]*?")
+
+
+async def test_a_file_takes_the_place_of_the_one_that_was_seen(subject: Subject) -> None:
+    store = writable(subject)
+    for over_known in (True, False):
+        await put(subject, "old", b"replaced", over=None)
+        await asyncio.sleep(0.02)
+        await put(subject, "new", b"the new one")
+        before = await subject.store.stat("old")
+        about = await store.move("new", "old", over=before.tag if over_known else None)
+        assert about == await subject.store.stat("old")
+        assert about.tag != before.tag
+        assert await whole(subject.store, "old") == b"the new one"
+        assert await names(subject.store, "") == {"old": False}
+        with pytest.raises(Stale):
+            _ = [run async for run in subject.store.read("old", before, 0, before.size_bytes)]
+
+
+async def test_what_may_not_be_replaced_stays_and_so_does_what_was_to_be_moved(
+    subject: Subject,
+) -> None:
+    store = writable(subject)
+    about = await put(subject, "from", b"from")
+    await put(subject, "to", b"to")
+    await put(subject, "dir/below", b"below")
+    refused: list[tuple[str, str, str | None, type[MeshError]]] = [
+        ("from", "to", "", Stale),
+        ("from", "to", "no-such-tag", Stale),
+        ("from", "nothing", about.tag, Stale),
+        ("from", "dir", "", IsADirectory),
+        ("from", "dir", None, IsADirectory),
+        ("nothing", "to", None, NotFound),
+        ("nothing", "new/place", "", NotFound),
+        ("dir", "to", None, Exists),
+    ]
+    for path, target, over, error in refused:
+        with pytest.raises(error):
+            await store.move(path, target, over=over)
+    assert await tree(subject, "dir") == {"below": b"below"}
+    assert await names(subject.store, "") == {"from": False, "to": False, "dir": True}
+    assert await whole(subject.store, "from") == b"from"
+    assert await whole(subject.store, "to") == b"to"
+    assert await subject.store.stat("from") == about
+
+
+async def test_what_is_moved_onto_itself_stays(subject: Subject) -> None:
+    about = await put(subject, "d/f", b"1")
+    assert await writable(subject).move("d/f", "d/f", over=about.tag) == about
+    assert (await writable(subject).move("d", "d", over="")).is_directory
+    assert await tree(subject, "d") == {"f": b"1"}
+
+
+async def test_a_directory_gets_another_path_with_all_below_it(subject: Subject) -> None:
+    store = writable(subject)
+    for path in ("old", "old/empty", "old/deep/down/empty too"):
+        await store.make_directory(path)
+    for number in range(30):
+        subject.write(f"old/many/{number:02} [x]", b"%d" % number)
+    await put(subject, "old/deep/down/file", b"deep")
+    await put(subject, "old/top", b"")
+    await put(subject, "older", b"begins alike")
+    before = await tree(subject, "old")
+    assert len(before) == 37
+    about = await store.move("old", "else/where/new", over=None)
+    assert about == await subject.store.stat("else/where/new")
+    assert about.is_directory
+    assert await tree(subject, "else/where/new") == before
+    with pytest.raises(NotFound):
+        await subject.store.stat("old")
+    assert await names(subject.store, "") == {"else": True, "older": False}
+    await store.make_directory("old")
+    assert await names(subject.store, "old") == {}
+    assert (await store.move("old", "empty", over=None)).is_directory
+    assert await names(subject.store, "empty") == {}
+
+
+async def test_no_directory_takes_the_place_of_anything(subject: Subject) -> None:
+    store = writable(subject)
+    await put(subject, "old/file", b"old")
+    await put(subject, "full/file", b"full")
+    await store.make_directory("empty")
+    for target in ("full", "empty", "full/file"):
+        with pytest.raises(Exists):
+            await store.move("old", target, over=None)
+    assert await tree(subject, "old") == {"file": b"old"}
+    assert await tree(subject, "full") == {"file": b"full"}
+    assert await names(subject.store, "empty") == {}
+
+
+# Modes
+
+
+async def test_modes_are_kept_or_it_is_said_that_they_are_not(subject: Subject) -> None:
+    store = writable(subject)
+    await put(subject, "f", b"1", mode=0o640)
+    await store.make_directory("above/d", mode=0o2750)
+    await store.make_directory("above/d", mode=0o700)  # it is there already
+    about = await subject.store.stat("f")
+    above = await subject.store.stat("above")
+    kept = await store.set_mode("f", 0o604)
+    assert (await subject.store.stat("f")).tag == about.tag
+    assert await whole(subject.store, "f") == b"1"
+    assert await store.set_mode("above/d", 0o711) is kept
+    modes = [(await subject.store.stat(path)).mode for path in ("f", "above/d")]
+    if not kept:
+        assert isinstance(subject.store, FsspecStore | S3Store)
+        assert (about.mode, *modes) == (0, 0, 0)
+        return
+    assert (about.mode, *modes) == (0o640, 0o604, 0o711)
+    assert above.mode != 0o750
+    await store.move("f", "g", over="")
+    await store.move("above/d", "e", over="")
+    assert [(await subject.store.stat(path)).mode for path in ("g", "e")] == [0o604, 0o711]
+    with pytest.raises(NotFound):
+        await store.set_mode("nothing", 0o600)
+
+
+@pytest.mark.parametrize("subject", ["memory", "directory", *SLOW[-1:]], indirect=True)
+async def test_a_new_content_has_the_mode_of_the_old_one(subject: Subject) -> None:
+    new = await put(subject, "f", b"1")
+    assert new.mode == (0 if isinstance(subject.store, MemoryUnderStore) else 0o644)
+    for mode in (0o600, 0o755):
+        await writable(subject).set_mode("f", mode)
+        assert (await put(subject, "f", b"%d" % mode, over=None)).mode == mode
+    assert (await put(subject, "f", b"last", over=None, mode=0o660)).mode == 0o660
+    await writable(subject).make_directory("d", mode=0o750)
+    assert (await subject.store.stat("d")).mode == 0o750
+
+
 # A directory
 
 
@@ -255,12 +417,23 @@ async def test_a_link_within_is_written_through(tmp_path: Path) -> None:
     await made.store.aclose()
 
 
-async def test_below_a_file_nothing_can_be(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"1")
-    made = understores.directory(tmp_path)
-    with pytest.raises(NotADirectory):
-        await put(made, "file/below", b"2")
-    assert in_it(tmp_path) == ["file"]
+# HDFS
+
+
+@pytest.mark.slow
+async def test_of_one_millisecond_no_two_contents_have_one_name(hdfs: Any) -> None:
+    made = understores.hdfs(hdfs)
+    for path in ("f", "g"):
+        await put(made, path, path.encode(), mode=0o640)
+        store: Any = made.store
+        hdfs.client().set_times(store._path(path), 1_700_000_000_000, 1_700_000_000_000)
+    before = await made.store.stat("f")
+    assert before == await made.store.stat("g")
+    about = await writable(made).move("g", "f", over=before.tag)
+    assert about.tag != before.tag
+    assert await whole(made.store, "f") == b"g"
+    with pytest.raises(Stale):
+        _ = [run async for run in made.store.read("f", before, 0, 1)]
     await made.store.aclose()
 
 
@@ -318,23 +491,3 @@ async def test_what_cannot_be_written_yet_says_so(request: Any, kind: str) -> No
     with pytest.raises(Refused, match="can't be written yet"):
         await writable(made).upload("f")
     await made.store.aclose()
-
-
-# Parts
-
-
-@given(st.integers(0, 5 * TIB))
-def test_a_file_of_known_size_has_few_parts_of_one_size(size_bytes: int) -> None:
-    part = part_bytes(0, size_bytes)
-    assert all(part_bytes(n, size_bytes) == part for n in (1, 999, 9999))
-    assert PART_BYTES_MIN <= part <= PART_BYTES_MAX
-    assert -(-size_bytes // part) <= PARTS_MAX
-    assert part == PART_BYTES_MIN or size_bytes > PARTS_MAX * PART_BYTES_MIN - GIB
-
-
-def test_parts_grow_so_that_the_largest_object_fits() -> None:
-    sizes = [part_bytes(number, None) for number in range(PARTS_MAX)]
-    assert sizes[:1000] == [PART_BYTES_MIN] * 1000
-    assert sizes == sorted(sizes)
-    assert max(sizes) <= PART_BYTES_MAX
-    assert sum(sizes) >= 5 * TIB
