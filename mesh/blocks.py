@@ -57,7 +57,8 @@ class Attributes:
     tag: str = ""
     """ETag, or the mtime in ns where there is none; "" for a directory, and in a
     listing of an under-store that names no tags there. Two contents of one path
-    never have the same size and tag, as far as the under-store tells."""
+    never have the same size and tag, as far as the under-store tells. What was
+    written through the mesh has a tag of the mesh's own (`written_tag`)."""
 
     mode: int = 0
     """Permission bits where the under-store has such; 0 where it has none."""
@@ -65,6 +66,27 @@ class Attributes:
 
 DIRECTORY = Attributes(is_directory=True, size_bytes=0, mtime_ns=0, mode=0o555)
 """One that exists only because a mount lies below it."""
+
+
+WRITTEN = "mesh-"
+"""Begins the tag of what was written through the mesh: "mesh-TOKEN=TAG", where TAG is what
+the under-store calls it. The token names the content, so a path that is renamed, or whose
+content the under-store takes over, keeps its version and every cached block of it."""
+
+
+def written_tag(token: str, under_store_tag: str) -> str:
+    """Return the tag of a content that was written under that token."""
+    return f"{WRITTEN}{token}={under_store_tag}"
+
+
+def identity_of(tag: str) -> str:
+    """Return the part of a tag that tells one content from another."""
+    return tag.partition("=")[0] if tag.startswith(WRITTEN) else tag
+
+
+def under_store_tag(tag: str) -> str:
+    """Return what the under-store calls the content of that tag."""
+    return tag.partition("=")[2] if tag.startswith(WRITTEN) else tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +110,7 @@ class FileVersion:
     size_bytes: int
 
     tag: str
-    """The under-store's ETag, or the mtime in ns where it has none."""
+    """As in `Attributes`."""
 
     block_bytes: int
     """Size of every block but the last."""
@@ -121,14 +143,19 @@ class FileVersion:
 def version_of(
     *, source: str, path: str, size_bytes: int, tag: str, block_bytes: int
 ) -> FileVersion:
-    """Name the content that *path* has while it has this size and tag."""
+    """Name the content that *path* has while it has this size and tag.
+
+    What was written through the mesh is named by its token alone: it is the same content
+    under another path, and once the under-store has it.
+    """
+    is_written = tag.startswith(WRITTEN)
     named = b"".join(
         len(part).to_bytes(4, "big") + part
         for part in (
             source.encode("utf-8", "surrogateescape"),
-            path.encode("utf-8", "surrogateescape"),
+            b"" if is_written else path.encode("utf-8", "surrogateescape"),
             b"%d" % size_bytes,
-            tag.encode("utf-8", "surrogateescape"),
+            identity_of(tag).encode("utf-8", "surrogateescape"),
             b"%d" % block_bytes,
         )
     )

@@ -44,6 +44,17 @@ class Metrics:
             "read_bytes", "Bytes read for this host, by where they came from", "source"
         )
     )
+    written_bytes: Counter = field(
+        default_factory=lambda: _counter("written_bytes", "Bytes sent to under-stores")
+    )
+    written_files: Counter = field(
+        default_factory=lambda: _counter("written_files", "Versions published by this host")
+    )
+    conflicts: Counter = field(
+        default_factory=lambda: _counter(
+            "write_conflicts", "Files that were changed elsewhere, and kept beside"
+        )
+    )
     peer_bytes: Counter = field(
         default_factory=lambda: _counter(
             "peer_read_bytes", "Bytes read from other peers, by peer", "peer"

@@ -21,6 +21,7 @@ from mesh.client.direct import DirectReader
 from mesh.client.file import MeshFile
 from mesh.client.here import BlocksHere
 from mesh.client.samples import SMALL_BYTES_MAX, Samples
+from mesh.client.writes import Writes
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import (
     IsADirectory,
@@ -142,6 +143,7 @@ class MeshClient:
         )
         self._settings = settings
         self._own = LocalChannel(mount_socket(str(settings.socket)))
+        self.writes = Writes(self._own, settings.store_directory, threads, clock)
         self._table = table
         self._clock = clock
         self._own_away_until_s = 0.0

@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 
 from mesh.errors import (
+    Elsewhere,
+    Exists,
     IsADirectory,
     MeshError,
     NotADirectory,
     NotEmpty,
     NotFound,
+    ReadOnly,
     Refused,
     Stale,
+    StoreFull,
 )
 
 _ERRNOS: list[tuple[type[MeshError], int]] = [
@@ -20,6 +24,10 @@ _ERRNOS: list[tuple[type[MeshError], int]] = [
     (NotADirectory, errno.ENOTDIR),
     (IsADirectory, errno.EISDIR),
     (NotEmpty, errno.ENOTEMPTY),
+    (Exists, errno.EEXIST),
+    (ReadOnly, errno.EROFS),
+    (Elsewhere, errno.EXDEV),
+    (StoreFull, errno.ENOSPC),
     (Stale, errno.ESTALE),
 ]
 """Everything else is EIO; not EAGAIN, which readers of regular files do not expect."""

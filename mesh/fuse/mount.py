@@ -140,7 +140,9 @@ def _stop(serving: asyncio.Task[None]) -> None:
 def _options(settings: MountSettings) -> set[str]:
     # With default_permissions the kernel checks modes and owners, so that with
     # allow_other not everybody may read everything.
-    options = {*pyfuse3.default_options, "default_permissions", "ro"}
+    options = {*pyfuse3.default_options, "default_permissions"}
+    if all(mount.read_only for mount in settings.client.mounts.values()):
+        options.add("ro")
     options |= {f"fsname={FILE_SYSTEM}", f"subtype={FILE_SYSTEM}"}
     if settings.allow_other:
         options.add("allow_other")

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
-from mesh.blocks import Attributes, FileVersion
+from mesh.blocks import Attributes, FileVersion, identity_of
 from mesh.store.entries import is_same
+
+if TYPE_CHECKING:
+    from mesh.client.draft import Draft
 
 ROOT = 1
 
@@ -37,6 +41,14 @@ class Node:
     """References of the kernel; at 0 the node is forgotten."""
 
     opens: int = 0
+    writers: int = 0
+    draft: Draft | None = None
+    """What is written to it here; then that is what everybody reads here."""
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether it was made here and nobody else sees it yet."""
+        return self.draft is not None and not self.draft.over
 
     def is_fresh(self, now_s: float) -> bool:
         """Whether the last look-up still holds."""
@@ -95,6 +107,33 @@ class Nodes:
             del self._by_number[number]
             self.leave(node)
 
+    def rename(self, path: str, target: str) -> None:
+        """Let what is known of *path*, and of all below it, be known of *target*."""
+        moved = [
+            node
+            for known, node in self._by_path.items()
+            if known == path or known.startswith(f"{path}/")
+        ]
+        for node in moved:
+            del self._by_path[node.path]
+        for node in moved:
+            node.path = f"{target}{node.path[len(path) :]}"
+            node.fresh_s = 0.0
+            if node.draft is not None:
+                node.draft.path = node.path
+            self._by_path[node.path] = node
+
+    def drafts_below(self, path: str) -> bool:
+        """Whether something that nobody else sees yet is being written in a directory."""
+        return any(
+            node.draft is not None and known.startswith(f"{path}/")
+            for known, node in self._by_path.items()
+        )
+
+    def drafts_in(self, path: str) -> list[Node]:
+        """Return the nodes in a directory that are being written."""
+        return [node for node in self.below(path) if node.draft is not None]
+
     def below(self, path: str) -> list[Node]:
         """Return the nodes that lie directly in a directory, by looking at all."""
         return [
@@ -105,7 +144,7 @@ class Nodes:
 
     def _free_number(self, path: str, about: Attributes) -> int:
         """Return a number that other mounts give to the same path and version, if it is free."""
-        version = "" if about.is_directory else f"\0{about.size_bytes}\0{about.tag}"
+        version = "" if about.is_directory else f"\0{about.size_bytes}\0{identity_of(about.tag)}"
         name = (path + version).encode("utf-8", "surrogateescape")
         number = int.from_bytes(blake2b(name, digest_size=8).digest(), "big") >> 1
         while number <= ROOT or number in self._by_number:

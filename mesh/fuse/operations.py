@@ -6,6 +6,7 @@ one door, `errno_only`.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import stat as modes
@@ -84,9 +85,14 @@ class MeshOperations(pyfuse3.Operations):
         self._settings = settings
         self._metrics = metrics
         self._buffers = Buffers()
+        self._forgetting: set[asyncio.Task[None]] = set()
         self._seconds = {
             op: metrics.fuse_seconds.labels(op)
-            for op in ("lookup", "getattr", "open", "read", "readdir", "getxattr")
+            for op in (
+                *("lookup", "getattr", "open", "read", "readdir", "getxattr"),
+                *("create", "write", "flush", "fsync", "release", "setattr"),
+                *("mkdir", "unlink", "rmdir", "rename"),
+            )
         }
 
     @contextmanager
@@ -101,7 +107,7 @@ class MeshOperations(pyfuse3.Operations):
             code = errno_for(error)
             if code == errno.EIO:
                 self._metrics.errors.labels(type(error).__name__).inc()
-                log.error("read failed", op=op, reason=str(error))
+                log.error("request failed", op=op, reason=str(error))
             raise FUSEError(code) from error
         except Exception as error:
             log.exception("handler failed", op=op)
@@ -131,7 +137,25 @@ class MeshOperations(pyfuse3.Operations):
     def changed(self, path: str, change: Change) -> None:
         """Have the kernel forget what has changed in a directory."""
         for parent, name in self._view.take_back(path, change):
-            pyfuse3.invalidate_entry_async(InodeT(parent), os.fsencode(name), ignore_enoent=True)
+            if not self._view.edits.is_own(f"{path}/{name}".lstrip("/")):
+                self._forget(parent, name)
+                continue
+            task = asyncio.get_running_loop().create_task(self._forget_others(parent, name))
+            self._forgetting.add(task)
+            task.add_done_callback(self._forgetting.discard)
+
+    async def _forget_others(self, parent: int, name: str) -> None:
+        """Have the kernel forget a name, unless it was changed here alone: a directory that
+        is forgotten is no place to be in any more."""
+        try:
+            is_known = await self._view.is_known_to_kernel(parent, name)
+        except (MeshError, KeyError):
+            is_known = False
+        if not is_known:
+            self._forget(parent, name)
+
+    def _forget(self, parent: int, name: str) -> None:
+        pyfuse3.invalidate_entry_async(InodeT(parent), os.fsencode(name), ignore_enoent=True)
 
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         with self._errno_only("getattr"):
@@ -144,11 +168,15 @@ class MeshOperations(pyfuse3.Operations):
     # Files
 
     async def open(self, inode: InodeT, flags: int, ctx: RequestContext) -> FileInfo:
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND):
-            raise FUSEError(errno.EROFS)
         with self._errno_only("open"):
-            handle = await self._view.open(inode, refresh=bool(flags & os.O_DIRECT))
-        # A node is one version for ever, so its pages may stay in the kernel's cache.
+            handle = await self._view.open(
+                inode,
+                refresh=bool(flags & os.O_DIRECT),
+                writes=flags & os.O_ACCMODE != os.O_RDONLY,
+                is_cut=bool(flags & os.O_TRUNC),
+            )
+        # A node is one version, and what is written to it here passes through its pages: they
+        # may stay in the kernel's cache.
         return FileInfo(fh=FileHandleT(handle), keep_cache=True)
 
     async def read(  # type: ignore[override]  # any buffer will do for pyfuse3
@@ -166,11 +194,118 @@ class MeshOperations(pyfuse3.Operations):
             self._buffers.give_back(buffer)
         return target[:got_bytes]
 
-    async def release(self, fh: FileHandleT) -> None:
-        self._view.release(fh)
+    async def create(
+        self, parent_inode: InodeT, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        with self._errno_only("create"):
+            node, handle = await self._view.create(
+                parent_inode,
+                _name(name),
+                mode=modes.S_IMODE(mode),
+                is_exclusive=bool(flags & os.O_EXCL),
+                is_cut=bool(flags & os.O_TRUNC),
+            )
+            self._note_owner(node, ctx)
+            return FileInfo(fh=FileHandleT(handle), keep_cache=True), self._entry(node)
+
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        with self._errno_only("write"):
+            await self._view.write(fh, off, buf)
+        return len(buf)
 
     async def flush(self, fh: FileHandleT) -> None:
-        return
+        with self._errno_only("flush"):
+            await self._view.flush(fh)
+
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:  # noqa: FBT001 (pyfuse3's)
+        with self._errno_only("fsync"):
+            await self._view.flush(fh)
+
+    async def release(self, fh: FileHandleT) -> None:
+        with self._errno_only("release"):
+            await self._view.release(fh)
+
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        edits = self._view.edits
+        with self._errno_only("setattr"):
+            node = await self._view.attributes(inode)
+            if fields.update_size:
+                await edits.truncate(node, attr.st_size)
+            if fields.update_mode:
+                await edits.set_mode(node, modes.S_IMODE(attr.st_mode))
+            if fields.update_uid or fields.update_gid:
+                uid = attr.st_uid if fields.update_uid else None
+                edits.set_owner(node, uid, attr.st_gid if fields.update_gid else None)
+            if fields.update_mtime:
+                edits.set_mtime(node, attr.st_mtime_ns)
+            return self._entry(node)
+
+    # Names that come and go
+
+    async def mkdir(
+        self, parent_inode: InodeT, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        with self._errno_only("mkdir"):
+            found = await self._view.make_directory(
+                parent_inode, _name(name), mode=modes.S_IMODE(mode)
+            )
+            self._note_owner(found, ctx)
+            return self._entry(found)
+
+    async def unlink(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
+        with self._errno_only("unlink"):
+            await self._view.remove(parent_inode, _name(name))
+
+    async def rmdir(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
+        with self._errno_only("rmdir"):
+            await self._view.remove_directory(parent_inode, _name(name))
+
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: bytes,
+        parent_inode_new: InodeT,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        if flags & ~pyfuse3.RENAME_NOREPLACE:
+            raise FUSEError(errno.EINVAL)
+        with self._errno_only("rename"):
+            await self._view.rename(
+                parent_inode_old,
+                _name(name_old),
+                parent_inode_new,
+                _name(name_new),
+                is_exclusive=bool(flags & pyfuse3.RENAME_NOREPLACE),
+            )
+
+    async def link(
+        self, inode: InodeT, new_parent_inode: InodeT, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        raise FUSEError(errno.EPERM)  # as link(2) and the next two say of such file systems
+
+    async def symlink(
+        self, parent_inode: InodeT, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        raise FUSEError(errno.EPERM)
+
+    async def mknod(
+        self, parent_inode: InodeT, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        raise FUSEError(errno.EPERM)
+
+    def _note_owner(self, node: Node, ctx: RequestContext) -> None:
+        """Have what was made belong to who made it."""
+        if (ctx.uid, ctx.gid) != (self._settings.uid, self._settings.gid):
+            self._view.edits.set_owner(node, ctx.uid, ctx.gid)
 
     # Directories
 
@@ -233,5 +368,12 @@ class MeshOperations(pyfuse3.Operations):
         entry.st_size = about.size_bytes
         entry.st_blksize = MIB
         entry.st_blocks = -(-about.size_bytes // 512)
-        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = about.mtime_ns
+        mtime_ns = self._view.kept.mtime_ns(node)
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = mtime_ns
         return entry
+
+
+def _name(name: bytes) -> str:
+    if len(name) > NAME_BYTES_MAX:
+        raise FUSEError(errno.ENAMETOOLONG)
+    return os.fsdecode(name)

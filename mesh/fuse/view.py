@@ -12,10 +12,13 @@ from itertools import count
 
 from mesh.blocks import DirectoryEntry
 from mesh.client.client import ListedPage, MeshClient
+from mesh.client.draft import Draft
 from mesh.client.file import MeshFile
 from mesh.clock import Clock, monotonic_s
-from mesh.errors import IsADirectory, NotFound, Stale
+from mesh.errors import Exists, IsADirectory, NotFound, Stale
+from mesh.fuse.edits import Edits, KeptAttributes
 from mesh.fuse.nodes import Node, Nodes
+from mesh.store.entries import is_same
 from mesh.wire.messages import Change
 
 NAME_BYTES_MAX = 255
@@ -46,7 +49,13 @@ class OpenDirectory:
 @dataclass(slots=True)
 class _OpenFile:
     node: Node
-    file: MeshFile
+    writes: bool
+    file: MeshFile | None = None
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+            self.file = None
 
 
 @dataclass(slots=True)
@@ -62,6 +71,8 @@ class View:
         self._client = client
         self._clock = clock
         self.nodes = Nodes()
+        self.kept = KeptAttributes()
+        self.edits = Edits(client, self.nodes, self.kept, clock)
         self._handles = _Handles()
         self._numbers = count(1)
 
@@ -94,6 +105,9 @@ class View:
         return node
 
     async def _noted(self, path: str, *, refresh: bool = False) -> Node:
+        known = self.nodes.at(path)
+        if known is not None and known.draft is not None:
+            return known
         try:
             reply = await self._client.stat(path, refresh=refresh)
         except NotFound:
@@ -124,38 +138,144 @@ class View:
         names = list(change.names)
         if change.is_all:
             names = [node.path.rpartition("/")[2] for node in self.nodes.below(path)]
+        told: list[tuple[int, str]] = []
         for name in names:
-            node = self.nodes.at(f"{path}/{name}".lstrip("/"))
+            where = f"{path}/{name}".lstrip("/")
+            node = self.nodes.at(where)
             if node is not None:
                 node.fresh_s = 0.0
-        return [(directory.number, name) for name in names]
+            told.append((directory.number, name))
+        return told
 
-    async def open(self, number: int, *, refresh: bool = False) -> int:
+    async def is_known_to_kernel(self, parent: int, name: str) -> bool:
+        """Whether a change is one that this mount has made, and still how things are."""
+        path = self._below(parent, name)
+        if not self.edits.is_own(path):
+            return False
+        node = self.nodes.at(path)
+        if node is not None and node.draft is not None:
+            return True
+        try:
+            reply = await self._client.stat(path)
+        except NotFound:
+            return node is None
+        return node is not None and is_same(node.attributes, reply.attributes)
+
+    async def open(
+        self, number: int, *, refresh: bool = False, writes: bool = False, is_cut: bool = False
+    ) -> int:
         """Open a node at its version; `Stale` when its path has another one by now.
 
-        With *refresh* the under-store says whether it has.
+        With *refresh* the under-store says whether it has. One that *writes* writes to a
+        draft, an empty one if what was there *is_cut*.
         """
         node = self.nodes.node(number)
+        if writes:
+            self.edits.check_writable(node.path)
+        if node.draft is None:
+            await self._check_version(node, refresh=refresh)
+        handle = next(self._numbers)
+        self._handles.files[handle] = _OpenFile(node, writes)
+        node.opens += 1
+        node.writers += writes
+        try:
+            if is_cut:
+                await self.edits.truncate(node, 0)
+        except BaseException:
+            await self.release(handle)
+            raise
+        return handle
+
+    async def _check_version(self, node: Node, *, refresh: bool) -> None:
+        """Raise `Stale` if the path of a node has another version by now."""
         is_known = node.file is not None and (node.opens or node.is_fresh(self._clock()))
         if refresh or not is_known or self._client.is_suspect(node.path):
             now = await self._noted(node.path, refresh=refresh)
             if now is not node:
                 raise Stale(f"{node.path}: has another version now")
-        file = node.file
-        if file is None:
+        if node.file is None:
             raise IsADirectory(f"{node.path}: is a directory")
-        handle = next(self._numbers)
-        self._handles.files[handle] = _OpenFile(node, self._client.open_version(node.path, file))
-        node.opens += 1
-        return handle
 
-    def file(self, handle: int) -> MeshFile:
-        return self._handles.files[handle].file
+    def file(self, handle: int) -> MeshFile | Draft:
+        """Return what a handle reads: what is being written here, or the version of its node."""
+        opened = self._handles.files[handle]
+        node = opened.node
+        if node.draft is not None:
+            return node.draft
+        assert node.file is not None, "it was opened, or published"
+        if opened.file is None or opened.file.file.id != node.file.id:
+            opened.close()
+            opened.file = self._client.open_version(node.path, node.file)
+        return opened.file
 
-    def release(self, handle: int) -> None:
+    async def release(self, handle: int) -> None:
+        """Close a handle; what was written and could not be shown is lost with the last one."""
         opened = self._handles.files.pop(handle)
-        opened.node.opens -= 1
-        opened.file.close()
+        node = opened.node
+        opened.close()
+        node.opens -= 1
+        node.writers -= opened.writes
+        if not node.opens:
+            await self.edits.end(node)
+        elif opened.writes and not node.writers:
+            await self.edits.publish_or_log(node)
+
+    # Writing
+
+    async def create(
+        self, parent: int, name: str, *, mode: int, is_exclusive: bool, is_cut: bool
+    ) -> tuple[Node, int]:
+        """Make a file and open it for writing, or open the one that is there.
+
+        Returns its node, with a reference, and the handle. Nobody else sees it yet.
+        """
+        path = self._below(parent, name)
+        self.edits.check_writable(path)
+        try:
+            node = await self._noted(path)
+        except NotFound:
+            node = await self.edits.begin(path, mode=mode, is_exclusive=is_exclusive)
+        else:
+            if is_exclusive:
+                raise Exists(f"{path}: exists")
+        handle = await self.open(node.number, writes=True, is_cut=is_cut)
+        node.lookups += 1
+        return node, handle
+
+    async def write(self, handle: int, offset_bytes: int, data: bytes) -> None:
+        await self.edits.write(self._handles.files[handle].node, offset_bytes, data)
+
+    async def flush(self, handle: int) -> None:
+        """Show what was written to everybody; raises what close(2) and fsync(2) are to say."""
+        opened = self._handles.files[handle]
+        if opened.writes:
+            await self.edits.publish(opened.node)
+
+    async def make_directory(self, parent: int, name: str, *, mode: int) -> Node:
+        """Make a directory; return its node, with a reference."""
+        path = self._below(parent, name)
+        reply = await self.edits.make_directory(path, mode)
+        node = self.nodes.note(
+            path, reply.attributes, None, fresh_s=reply.fresh_s, now_s=self._clock()
+        )
+        node.lookups += 1
+        return node
+
+    async def remove(self, parent: int, name: str) -> None:
+        await self.edits.remove(self._below(parent, name))
+
+    async def remove_directory(self, parent: int, name: str) -> None:
+        await self.edits.remove_directory(self._below(parent, name))
+
+    async def rename(
+        self, parent: int, name: str, other: int, target: str, *, is_exclusive: bool
+    ) -> None:
+        """Give a name another one, in place of what has that unless *is_exclusive*."""
+        path, target = self._below(parent, name), self._below(other, target)
+        await self.edits.rename(path, target, is_exclusive=is_exclusive)
+
+    def _below(self, parent: int, name: str) -> str:
+        return f"{self.nodes.node(parent).path}/{name}".lstrip("/")
 
     # Directories
 
@@ -182,6 +302,11 @@ class View:
                 yield start, entry, below + entry.name
                 start += 1
             if directory.is_over:
+                end = directory.page_start + len(directory.page)
+                for number, node in enumerate(self._unseen(directory), start=end):
+                    if number >= start:
+                        name = node.path.rpartition("/")[2]
+                        yield number, DirectoryEntry(name, node.attributes), node.path
                 return
             directory.page_start += len(directory.page)
             directory.page = ()
@@ -193,6 +318,10 @@ class View:
             except BaseException:
                 directory.pages = None  # begin anew, or the rest would seem to be none
                 raise
+
+    def _unseen(self, directory: OpenDirectory) -> list[Node]:
+        """Return what is being made in a directory, which only this mount sees."""
+        return [n for n in self.nodes.drafts_in(directory.node.path) if n.is_begun]
 
     def listed_for_s(self, handle: int) -> float:
         """Return for how long the attributes of the last entry may be believed."""
@@ -236,4 +365,8 @@ class View:
         if mount is None:
             return None, None, about.mode or 0o555
         default = mount.directory_mode if about.is_directory else mount.file_mode
-        return mount.uid, mount.gid, (about.mode or default) & ~mount.umask & 0o777
+        kept = self.kept.of(node)
+        uid = mount.uid if kept.uid is None else kept.uid
+        gid = mount.gid if kept.gid is None else kept.gid
+        mode = (about.mode or default) if kept.mode is None else kept.mode
+        return uid, gid, mode & ~mount.umask & 0o777

@@ -28,7 +28,7 @@ from mesh.peer.changes import Audience, ChangeLog, Herald, change_of, heard
 from mesh.peer.listings import Listings
 from mesh.peer.once import Once, quietly
 from mesh.peer.shards import NEWS_TIMEOUT_S, Shards
-from mesh.store.entries import directory_key
+from mesh.store.entries import as_written, directory_key
 from mesh.store.entry_store import Changes, EntryStore, age_s
 from mesh.understore.table import MountTable, plain
 from mesh.wire.messages import (
@@ -57,11 +57,6 @@ LATER_S = 2.0
 ANSWER_S = 35.0
 AWAY_S = 1.0
 """For so long an under-store that did not answer is not asked about what is known."""
-
-TIDY_EVERY_S = 300.0
-IDLE_S = 3600.0
-ENTRIES_MAX = 20_000_000
-"""About 2.5 GB of LMDB; with more, what is this peer's own is forgotten like the rest."""
 
 PASS_ON_S = 0.8
 """Less than who tells us waits for our answer."""
@@ -197,6 +192,9 @@ class Catalog:
         self._metrics.invalidations.labels("heard").inc(len(request.changes))
         told: list[asyncio.Future[None]] = []
         for change in request.changes:
+            if change.is_tree:
+                await self.doubt_tree(change)
+                continue
             directory = directory_key(change.source, change.path)
             changes = Changes(list(change.names), change.is_all, change.is_listing)
             self.changes.touch(directory)
@@ -207,6 +205,14 @@ class Catalog:
                 told += self._herald.tell(peers, replace(change, is_passed_on=True))
         if told:
             await asyncio.wait(told, timeout=PASS_ON_S)
+
+    async def doubt_tree(self, tree: Change) -> None:
+        """Believe no more what is known of a directory and of all below it."""
+        for path in await self._entries.below(tree.source, tree.path):
+            directory = directory_key(tree.source, path)
+            self.changes.touch(directory)
+            await self._entries.doubt(directory, Changes(is_all=True, is_listing=True))
+            self.changes.add(Change(tree.source, path, is_all=True, is_listing=True))
 
     async def keep(self, request: KeepRequest) -> None:
         """Keep a second copy of what the first owner has learned."""
@@ -358,6 +364,8 @@ class Catalog:
         about: Attributes | None = None
         try:
             about = await spot.place.store.stat(spot.place.path)
+            known, _ = self._entries.look(spot.directory, spot.name)
+            about = as_written(None if known is None else known.attributes, about)
         except NotFound:
             if self._table.names_below(spot.path):
                 return StatReply(DIRECTORY, None)
@@ -372,7 +380,7 @@ class Catalog:
             spot.source, spot.parent, spot.name, about, asked_s, is_sure=is_sure
         )
         self.tell(spot.source, spot.parent, changes)
-        self._give_copy(spot, about, asked_s)
+        self.give_copy(spot, about, asked_s)
         if refresh:  # then what was found before must have been heard as well
             await self.all_heard(spot.directory)
         if about is None:
@@ -406,6 +414,11 @@ class Catalog:
         peers = set(self._audience.of(directory)) | set(self._shards.owners(directory))
         return self._start_telling(source, path, changes, sorted(peers - {self._shards.me}))
 
+    async def tell_all(self, change: Change) -> None:
+        """Have every other peer know, and wait for that, but not for long."""
+        peers = [member.name for member in self._shards.others()]
+        await heard(self._herald.tell(peers, change))
+
     async def all_heard(self, directory: bytes) -> None:
         """Wait, but not for long, until all have heard what was found out of a directory."""
         await heard(self._telling.get(directory, ()))
@@ -434,7 +447,7 @@ class Catalog:
         if told := self._herald.tell(peers, change):
             await asyncio.wait(told)
 
-    def _give_copy(self, spot: Spot, about: Attributes | None, asked_s: float) -> None:
+    def give_copy(self, spot: Spot, about: Attributes | None, asked_s: float) -> None:
         """Have the second owner keep what this one, the first, has learned."""
         peer = self._shards.successor(spot.directory)
         if peer is None or self._shards.is_broken(peer):
@@ -458,28 +471,6 @@ class Catalog:
                 await self._shards.keep(peer, KeepRequest(self._shards.me, kept))
         finally:
             del self._to_keep[peer]
-
-    # Forgetting
-
-    async def tidy(self) -> None:
-        """Forget, now and then, what nobody asks about, for as long as this peer runs."""
-        while True:
-            await asyncio.sleep(TIDY_EVERY_S)
-            await self.forget_idle()
-
-    async def forget_idle(self, *, for_s: float = IDLE_S) -> int:
-        """Forget directories of others that nobody here asked about for so long, and own ones
-        too while there are too many entries; return how many."""
-        forgotten = 0
-        after: bytes | None = b""
-        while after is not None:
-            idle, after = await self._entries.idle(after, for_s=for_s)
-            for directory in idle:
-                is_full = self._entries.tables.usage()[0] > ENTRIES_MAX
-                if is_full or not self._shards.owns(directory):
-                    await self._entries.forget(directory)
-                    forgotten += 1
-        return forgotten
 
     # Look-ups that come one after the other
 

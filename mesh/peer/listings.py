@@ -95,7 +95,10 @@ class _Said:
     """The last change that was known here when it was asked for."""
 
     asked_s: float
-    """When the owner asked, at the latest."""
+    """When the owner asked, at the earliest."""
+
+    took_s: float
+    """So much later at the latest: how long the page was on its way."""
 
 
 class _Watch:
@@ -289,11 +292,13 @@ class Listings:
         reply = await self._ask(peers, path, wish)
         took_s = self._clock() - began_s
         aged = replace(reply, fresh_s=max(0.0, reply.fresh_s - took_s), age_s=reply.age_s + took_s)
-        return _Said(aged, began, began_s - reply.age_s)
+        return _Said(aged, began, began_s - reply.age_s, took_s)
 
     async def _copy(self, path: str, place: Place, peers: Sequence[str], first: _Said) -> None:
         """Keep what the owners list, from its first page on."""
-        scan = await self._entries.begin_scan(place.settings.url, place.path, first.asked_s)
+        scan = await self._entries.begin_scan(
+            place.settings.url, place.path, first.asked_s, give_s=first.took_s
+        )
         if scan is None:
             return
         said = first
@@ -306,7 +311,7 @@ class Listings:
             if said.reply.is_last:
                 break
             said = await self._said(peers, path, _Wish(page[-1][0], is_copy=True))
-            if said.reply.is_pending or said.asked_s < first.asked_s:
+            if said.reply.is_pending or said.asked_s + said.took_s < first.asked_s:
                 return  # an owner goes on that has none any more, or an older one
         if watch.is_sure():
             changes = await self._entries.end_scan(scan)

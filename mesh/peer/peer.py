@@ -28,8 +28,10 @@ from mesh.peer.presence import Presence
 from mesh.peer.reader import BlockReader
 from mesh.peer.repair import Repair
 from mesh.peer.report import Reporter
+from mesh.peer.scribe import Scribe
 from mesh.peer.server import PeerServer, Servicers
 from mesh.peer.shards import Shards
+from mesh.peer.tidying import tidy
 from mesh.store.store import BlockStore, StoreSettings, open_store
 from mesh.understore.open import open_under_store
 from mesh.understore.table import MountTable
@@ -154,7 +156,10 @@ async def _running(
     reader = BlockReader(
         store, neighbors, table, tasks, metrics, memory_bytes=settings.memory_bytes // 4
     )
-    catalog = Catalog(table, store.entries, Shards(neighbors, tasks, metrics), tasks, metrics)
+    shards = Shards(neighbors, tasks, metrics)
+    catalog = Catalog(table, store.entries, shards, tasks, metrics)
+    directory = settings.store.directory
+    scribe = Scribe(store, neighbors, table, catalog, shards, tasks, metrics, directory=directory)
     gatherer = Gatherer(store, neighbors, reader, tasks, metrics)
     repair = Repair(
         store,
@@ -165,14 +170,18 @@ async def _running(
         capacity_bytes=settings.store.capacity_bytes,
     )
     membership: Membership = membership_of(settings.membership, me, neighbors.hello)
-    view_path = settings.store.directory / VIEW_FILE
-    presence = Presence(membership, neighbors, me, view_path=view_path, moved=repair.due)
-    reporter = Reporter(settings.cluster, store, neighbors, metrics)
-    keeper = Keeper(
-        store, reader, neighbors, table, catalog, tasks, metrics, directory=settings.store.directory
+    presence = Presence(
+        membership, neighbors, me, view_path=directory / VIEW_FILE, moved=repair.due
     )
+    reporter = Reporter(settings.cluster, store, neighbors, metrics)
+    keeper = Keeper(store, reader, neighbors, table, catalog, tasks, metrics, directory=directory)
     await keeper.load()
-    server = PeerServer(Servicers(reader, gatherer, catalog, reporter), passport, keeper.handlers())
+    server = PeerServer(
+        Servicers(reader, gatherer, catalog, reporter),
+        passport,
+        [*keeper.handlers(), *scribe.handlers()],
+        scribe.for_mounts(),
+    )
     stack.push_async_callback(membership.aclose)
     stack.push_async_callback(server.aclose)
     await _listen(server, settings)
@@ -182,7 +191,8 @@ async def _running(
         "probe": neighbors.probe(),
         "watch lag": neighbors.watch_lag(),
         "repair": repair.run(),
-        "tidy": catalog.tidy(),
+        "tidy": tidy(store.entries, shards),
+        "sweep": scribe.writer.sweep(),
     }.items():
         tasks.create_task(work, name=name)
     stack.push_async_callback(membership.leave)

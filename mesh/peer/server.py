@@ -44,6 +44,7 @@ from mesh.wire.codec import (
     SERVE,
     SERVE_SMALL,
 )
+from mesh.wire.local import Handler as LocalHandler
 from mesh.wire.local import LocalServer, mount_socket
 from mesh.wire.messages import (
     BlockRequest,
@@ -207,9 +208,13 @@ class PeerServer:
     """The gRPC servers of one peer."""
 
     def __init__(
-        self, servicers: Servicers, passport: Passport, more: Sequence[Handler] = ()
+        self,
+        servicers: Servicers,
+        passport: Passport,
+        more: Sequence[Handler] = (),
+        for_mounts: Sequence[LocalHandler] = (),
     ) -> None:
-        """Serve what *servicers* does, and *more*."""
+        """Serve what *servicers* does, and *more*; to the mounts of this host *for_mounts*."""
         self._border = Border(passport)
         self._health = health.aio.HealthServicer()
         neighbors: list[tuple[Method[Any, Any], Any]] = [
@@ -248,6 +253,7 @@ class PeerServer:
                 (REPORT, servicers.report),
                 (WATCH, servicers.watch),
                 (GATHER, servicers.gather),
+                *for_mounts,
             ]
         )
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 import structlog
 
 from mesh.errors import MeshError, PeerUnavailable, Unavailable
+from mesh.membership.view import Member
 from mesh.metrics import Metrics
 from mesh.peer.neighbors import OWNERS, RingNeighbors
 from mesh.wire.catalog import INVALIDATE, KEEP, LIST, LOOKUP
@@ -27,6 +28,7 @@ from mesh.wire.messages import (
     LookupRequest,
     StatReply,
 )
+from mesh.wire.writes import ANNOUNCE, AnnounceRequest
 
 log = structlog.get_logger()
 
@@ -84,6 +86,11 @@ class Shards:
         owners = self.owners(directory)
         is_first = len(owners) == OWNERS and self._neighbors.is_me(owners[0])
         return owners[1] if is_first else None
+
+    def others(self) -> list[Member]:
+        """Return the other peers that may be told something."""
+        members = self._neighbors.view.members
+        return [m for m in members if m.name != self.me and m.is_asked]
 
     def is_broken(self, peer: str) -> bool:
         return self._neighbors.is_broken(peer)
@@ -153,6 +160,10 @@ class Shards:
         """Tell a peer that what it knows is old."""
         request = InvalidateRequest(changes)
         await self._neighbors.ask(peer, INVALIDATE, request, timeout_s=NEWS_TIMEOUT_S)
+
+    async def announce(self, peer: str, request: AnnounceRequest) -> None:
+        """Have an owner know what was done to names; returns when it has told who must know."""
+        await self._neighbors.ask(peer, ANNOUNCE, request, timeout_s=ANSWER_TIMEOUT_S)
 
     async def keep(self, peer: str, request: KeepRequest) -> None:
         """Have the second owner keep what this one has learned."""

@@ -28,7 +28,7 @@ from typing import Any
 import lmdb
 import msgspec
 
-from mesh.blocks import Attributes
+from mesh.blocks import WRITTEN, Attributes, identity_of, under_store_tag
 
 NEGATIVE_S = 0.5
 """For so long it is believed that a path does not exist."""
@@ -167,8 +167,17 @@ def is_same(one: Attributes | None, other: Attributes | None) -> bool:
     if one.is_directory or other.is_directory:
         return one.is_directory and other.is_directory
     if one.tag and other.tag:
-        return (one.size_bytes, one.tag) == (other.size_bytes, other.tag)
+        return (one.size_bytes, identity_of(one.tag)) == (other.size_bytes, identity_of(other.tag))
     return (one.size_bytes, one.mtime_ns // 10**9) == (other.size_bytes, other.mtime_ns // 10**9)
+
+
+def as_written(old: Attributes | None, new: Attributes | None) -> Attributes | None:
+    """Return *new*, which an under-store said, under the tag with which the mesh wrote it, if
+    that is what is known of it."""
+    if old is None or new is None or not old.tag.startswith(WRITTEN):
+        return new
+    said = (new.size_bytes, new.tag)
+    return replace(new, tag=old.tag) if said == (old.size_bytes, under_store_tag(old.tag)) else new
 
 
 def is_news(old: EntryRecord, new: EntryRecord, *, is_sure: bool) -> bool:
@@ -296,6 +305,8 @@ class Entries:
         key = directory + _name(name)
         value = txn.get(key, db=self._entries)
         old = None if value is None else EntryRecord.unpack(value)
+        if old is not None:
+            record = replace(record, attributes=as_written(old.attributes, record.attributes))
         if old is not None and not is_news(old, record, is_sure=is_sure):
             if record.scan > old.scan:
                 txn.put(key, replace(old, scan=record.scan).pack(), db=self._entries)

@@ -23,6 +23,7 @@ from mesh.store.entries import (
     DirectoryRecord,
     Entries,
     EntryRecord,
+    as_written,
     directory_key,
     is_news,
     is_same,
@@ -128,6 +129,8 @@ class EntryStore:
         """
         directory = directory_key(source, path)
         old, _ = self.look(directory, name)
+        if old is not None:
+            about = as_written(old.attributes, about)
         record = EntryRecord(about, int(asked_s * 1000), self._generation)
         changes = Changes()
         if old is not None and not is_same(old.attributes, about):
@@ -191,14 +194,18 @@ class EntryStore:
         """Return since when the whole listing is known; None when it is not."""
         return self.tables.listed_s(directory)
 
-    async def begin_scan(self, source: str, path: str, asked_s: float) -> Scan | None:
-        """Take the pages of a scan that began then; nothing shows before `end_scan`."""
+    async def begin_scan(
+        self, source: str, path: str, asked_s: float, *, give_s: float = 0.0
+    ) -> Scan | None:
+        """Take the pages of a scan that began then, or up to *give_s* later; nothing shows
+        before `end_scan`. None when a scan that began after it was begun before."""
         directory = directory_key(source, path)
 
         def begin(txn: object) -> Scan | None:
             old = self._known(txn, directory, source, path)
             asked_ms = int(asked_s * 1000)
-            if old.last_scan_generation == self._generation and asked_ms < old.last_scan_ms:
+            latest_ms = int((asked_s + give_s) * 1000)
+            if old.last_scan_generation == self._generation and latest_ms < old.last_scan_ms:
                 return None
             begun = _with(
                 old,
@@ -227,7 +234,7 @@ class EntryStore:
                 old = self.tables.put(txn, scan.directory, name, record, is_sure=is_sure)
                 if old is None:
                     came = True
-                elif not is_same(old, about):
+                elif not is_same(old, as_written(old, about)):
                     changed.append(name)
             return changed, came
 
@@ -309,6 +316,23 @@ class EntryStore:
             if not 0 <= now_ms - about.heard_ms <= for_s * 1000
         ]
         return idle, known[-1][0] if len(known) == LOOKED_AT_TOGETHER else None
+
+    async def below(self, source: str, path: str) -> list[str]:
+        """Return the directories that something is known of, *path* and those below it."""
+        await self.flushed()
+        found: list[str] = []
+        after: bytes | None = b""
+        above = f"{path}/" if path else ""
+        while after is not None:
+            known = await asyncio.to_thread(
+                self.tables.directories_after, after, LOOKED_AT_TOGETHER
+            )
+            for _, about in known:
+                where = about.path.decode("utf-8", "surrogateescape")
+                if about.source == _bytes(source) and (where == path or where.startswith(above)):
+                    found.append(where)
+            after = known[-1][0] if len(known) == LOOKED_AT_TOGETHER else None
+        return found
 
     async def forget(self, directory: bytes) -> None:
         """Forget all that is known of a directory."""

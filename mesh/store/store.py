@@ -463,7 +463,7 @@ async def open_store(
 def _open_tables(taken: Claim) -> Index:
     """Open the index; a broken one is set aside with the bytes that it spoke of."""
     directory = taken.directory
-    for name in ("index", "data"):
+    for name in ("index", "data", "drafts"):
         (directory / name).mkdir(mode=0o700, exist_ok=True)
     try:
         index = open_index(directory / "index")

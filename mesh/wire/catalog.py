@@ -134,6 +134,7 @@ def _change_to(value: m.Change) -> pb.Change:
         is_all=value.is_all,
         is_listing=value.is_listing,
         is_passed_on=value.is_passed_on,
+        is_tree=value.is_tree,
     )
 
 
@@ -146,6 +147,7 @@ def _change_of(value: pb.Change) -> m.Change:
         value.is_all,
         value.is_listing,
         value.is_passed_on,
+        value.is_tree,
     )
 
 
@@ -154,29 +156,25 @@ def _decode_invalidate(data: bytes) -> m.InvalidateRequest:
     return m.InvalidateRequest(tuple(_change_of(change) for change in changes))
 
 
+def kept_to(value: m.Kept) -> pb.Kept:
+    about = None if value.attributes is None else attributes_to(value.attributes)
+    return pb.Kept(path=path_bytes(value.path), attributes=about, age_s=value.age_s)
+
+
+def kept_of(value: pb.Kept) -> m.Kept:
+    about = attributes_of(value.attributes) if value.HasField("attributes") else None
+    return m.Kept(path_text(value.path), about, value.age_s)
+
+
 def _encode_keep(value: m.KeepRequest) -> bytes:
-    kept = [
-        pb.Kept(
-            path=path_bytes(one.path),
-            attributes=None if one.attributes is None else attributes_to(one.attributes),
-            age_s=one.age_s,
-        )
-        for one in value.kept
-    ]
+    kept = [kept_to(one) for one in value.kept]
     directories = [path_bytes(path) for path in value.directories]
     return pb.KeepRequest(asker=value.asker, kept=kept, directories=directories).SerializeToString()
 
 
 def _decode_keep(data: bytes) -> m.KeepRequest:
     value = pb.KeepRequest.FromString(data)
-    kept = tuple(
-        m.Kept(
-            path_text(one.path),
-            attributes_of(one.attributes) if one.HasField("attributes") else None,
-            one.age_s,
-        )
-        for one in value.kept
-    )
+    kept = tuple(kept_of(one) for one in value.kept)
     return m.KeepRequest(value.asker, kept, tuple(path_text(p) for p in value.directories))
 
 

@@ -25,6 +25,7 @@ from mesh.errors import MeshError, PeerUnavailable
 from mesh.wire.basics import Method, error_named, named
 from mesh.wire.catalog import LIST, STAT, WATCH
 from mesh.wire.codec import FETCH, GATHER, REPORT
+from mesh.wire.writes import ALTER, GROW, PUBLISH, RETIRE
 
 log = structlog.get_logger()
 
@@ -32,7 +33,10 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 Handler = tuple[Method[Any, Any], Callable[[Any], Awaitable[Any]]]
 
-METHODS: list[Method[Any, Any] | None] = [FETCH, STAT, None, REPORT, WATCH, GATHER, LIST]
+METHODS: list[Method[Any, Any] | None] = [
+    *(FETCH, STAT, None, REPORT, WATCH, GATHER, LIST),
+    *(GROW, PUBLISH, RETIRE, ALTER),
+]
 """By code. New ones go to the end; a code is never given again, so that a mount of an older
 release is hung up on, and does not take an answer for an empty directory."""
 

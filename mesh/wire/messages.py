@@ -131,6 +131,7 @@ class Change:
     is_all: bool = False
     is_listing: bool = False
     is_passed_on: bool = False
+    is_tree: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,10 +122,10 @@ async def test_a_file_is_opened_read_and_released(tmp_path: Path) -> None:
         one, two = await view.open(number), await view.open(number)
         assert one != two
         assert await read(view, one) == DATA
-        view.release(one)
+        await view.release(one)
         assert view.nodes.node(number).opens == 1
         assert await read(view, two) == DATA
-        view.release(two)
+        await view.release(two)
         assert view.nodes.node(number).opens == 0
 
 
@@ -148,7 +148,7 @@ async def test_a_new_version_gets_a_new_node_and_the_old_one_is_stale(tmp_path: 
         assert new != old
         handle = await view.open(new)
         assert await read(view, handle) == DATA[::-1]
-        view.release(handle)
+        await view.release(handle)
         view.forget(old, 1)
         assert (await view.attributes(new)).number == new
 
@@ -160,7 +160,7 @@ async def test_a_node_is_opened_without_asking_while_it_is_fresh(tmp_path: Path)
         number = await walk(view, "top")
         asked = under_store.stats
         under_store.go_away()
-        view.release(await view.open(number))
+        await view.release(await view.open(number))
         under_store.come_back()
         under_store.write("top", b"longer")
         clock.advance(61)
@@ -179,12 +179,12 @@ async def test_whoever_read_a_stale_file_can_open_it_again_at_once(tmp_path: Pat
         under_store.write("dir/sub/f", DATA[::-1])
         with pytest.raises(Stale):
             await read(view, handle)
-        view.release(handle)
+        await view.release(handle)
         with pytest.raises(Stale):  # upon which the kernel looks the path up again
             await view.open(number)
         handle = await view.open(await walk(view, "dir/sub/f"))
         assert await read(view, handle) == DATA[::-1]
-        view.release(handle)
+        await view.release(handle)
 
 
 async def test_an_open_file_keeps_its_version_and_is_never_a_mix(tmp_path: Path) -> None:
@@ -200,8 +200,8 @@ async def test_an_open_file_keeps_its_version_and_is_never_a_mix(tmp_path: Path)
         with pytest.raises(Stale):
             await read(view, handle)
         assert await walk(view, "dir/sub/f") != number
-        view.release(handle)
-        view.release(again)
+        await view.release(handle)
+        await view.release(again)
         with pytest.raises(Stale):
             await view.attributes(number)
 
@@ -226,11 +226,11 @@ async def test_the_under_store_is_away_and_what_is_known_can_be_opened(tmp_path:
         number = await walk(view, "dir/sub/f")
         handle = await view.open(number)
         assert await read(view, handle) == DATA
-        view.release(handle)
+        await view.release(handle)
         under_store.go_away()
         handle = await view.open(await walk(view, "dir/sub/f"))
         assert await read(view, handle) == DATA
-        view.release(handle)
+        await view.release(handle)
         with pytest.raises(UnderStoreUnavailable):
             await view.lookup(ROOT, "unknown")
 
@@ -381,7 +381,7 @@ async def test_a_listing_leaves_an_open_file_alone(tmp_path: Path) -> None:
         (page,) = [page async for page in client.scan("")]
         (entry,) = [entry for entry in page.entries if entry.name == "top"]
         assert view.note_listed(entry, "top") is view.nodes.node(number)
-        view.release(handle)
+        await view.release(handle)
         assert view.note_listed(entry, "top") is not view.nodes.node(number)
 
 
@@ -400,7 +400,7 @@ async def test_a_file_that_was_only_listed_can_be_opened(tmp_path: Path) -> None
         assert node.file is None
         handle = await view.open(node.number)
         assert await read(view, handle) == DATA
-        view.release(handle)
+        await view.release(handle)
 
 
 # Extended attributes
@@ -418,7 +418,7 @@ async def test_extended_attributes_say_version_and_how_much_is_here(tmp_path: Pa
         assert await read(view, handle) == DATA
         # And once more, so that the blocks are whole: the wanted pieces came first.
         assert await read(view, handle) == DATA
-        view.release(handle)
+        await view.release(handle)
         under_store.go_away()
         after = [await view.xattr(number, name) for name in XATTRS[:3]]
         assert after == [version, "2/2", "1"]
@@ -445,7 +445,10 @@ MEANINGS = {
     errors.PeerUnavailable: errno.EIO,
     errors.UnderStoreUnavailable: errno.EIO,
     errors.NotEmpty: errno.ENOTEMPTY,
-    errors.StoreFull: errno.EIO,
+    errors.StoreFull: errno.ENOSPC,
+    errors.Exists: errno.EEXIST,
+    errors.ReadOnly: errno.EROFS,
+    errors.Elsewhere: errno.EXDEV,
     errors.Unusable: errno.EIO,
     MeshError: errno.EIO,
 }

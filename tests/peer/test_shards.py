@@ -15,10 +15,11 @@ from mesh.metrics import by_label, total
 from mesh.peer.health import Hedging
 from mesh.peer.listings import COPY_AGAIN_S
 from mesh.peer.peer import Peer
+from mesh.peer.tidying import forget_idle
 from mesh.store.entries import directory_key
 from mesh.testing.cluster import Cluster, running_cluster
 from mesh.testing.memory import SOURCE, MemoryUnderStore
-from mesh.wire.messages import Change
+from mesh.wire.messages import Change, ListReply, ListRequest
 
 NAMES = ("a", "b", "c")
 COUNT = 2500
@@ -44,6 +45,10 @@ async def cluster_of(
 def owners(cluster: Cluster, directory: str) -> list[str]:
     ring = next(iter(cluster.peers.values())).neighbors.ring
     return ring.owners(directory_key(SOURCE, directory), copies=3)
+
+
+async def forget(peer: Peer, *, for_s: float) -> int:
+    return await forget_idle(peer.store.entries, peer.catalog._shards, for_s=for_s)
 
 
 def asked(peer: Peer, answer: str) -> int:
@@ -109,6 +114,23 @@ async def test_a_listing_is_made_once_and_copied(tmp_path: Path) -> None:
             found = await peer.catalog.stat("big/2000")
             assert found.attributes.size_bytes == 2000 % 3
         assert (store.listings, store.stats) == (1, 0)
+
+
+async def test_pages_that_are_long_on_their_way_are_of_the_same_listing(tmp_path: Path) -> None:
+    """How long a page took makes it look older than the first one."""
+    async with cluster_of(tmp_path, many()) as cluster:
+        peer = cluster.peers[owners(cluster, "big")[2]]
+        shards, delays_s = peer.catalog._listings._shards, iter([0.0, 0.05, 0.1, 0.15])
+        page = shards.page
+
+        async def slow(owner: str, request: ListRequest) -> ListReply:
+            await asyncio.sleep(next(delays_s, 0.2))
+            return await page(owner, request)
+
+        shards.page = slow  # type: ignore[method-assign]
+        await names(peer, "big")
+        directory = directory_key(SOURCE, "big")
+        await until(lambda: peer.store.entries.listed_s(directory) is not None, within_s=5.0)
 
 
 async def test_the_second_owner_has_a_copy_and_answers_for_the_first(tmp_path: Path) -> None:
@@ -305,8 +327,8 @@ async def test_what_nobody_asks_about_is_forgotten_by_those_who_do_not_own_it(
         await names(cluster.peers[third], "big")
         await until(lambda: cluster.peers[second].store.entries.listed_s(directory) is not None)
         for name in NAMES:
-            assert await cluster.peers[name].catalog.forget_idle(for_s=3600.0) == 0
+            assert await forget(cluster.peers[name], for_s=3600.0) == 0
         for name in (first, second, third):
-            assert await cluster.peers[name].catalog.forget_idle(for_s=-1.0) >= 0
+            assert await forget(cluster.peers[name], for_s=-1.0) >= 0
         listed = {n: p.store.entries.listed_s(directory) for n, p in cluster.peers.items()}
         assert (listed[third], None in (listed[first], listed[second])) == (None, False)

@@ -26,7 +26,9 @@ MIB = 1024 * 1024
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Iterator[Hosts]:
     root = tmp_path_factory.mktemp("hosts")
-    with Hosts(root, ["one", "two", "three"], directory(tree, block='"1MiB"')) as running:
+    with Hosts(
+        root, ["one", "two", "three"], directory(tree, block='"1MiB"', read_only="true")
+    ) as running:
         running.start()
         yield running
 

@@ -129,6 +129,9 @@ ALL_ERRORS = [
     errors.UnderStoreUnavailable("x"),
     errors.NotEmpty("x"),
     errors.StoreFull("x"),
+    errors.Exists("x"),
+    errors.ReadOnly("x"),
+    errors.Elsewhere("x"),
     errors.Unavailable("x"),
 ]
 

@@ -621,6 +621,7 @@ class Change(_message.Message):
     IS_ALL_FIELD_NUMBER: _builtins.int
     IS_LISTING_FIELD_NUMBER: _builtins.int
     IS_PASSED_ON_FIELD_NUMBER: _builtins.int
+    IS_TREE_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """The directory, as its under-store has it."""
     path: _builtins.bytes
@@ -630,6 +631,8 @@ class Change(_message.Message):
     """Names came or went."""
     is_passed_on: _builtins.bool
     """Who hears this need not tell those who have heard of the directory from him."""
+    is_tree: _builtins.bool
+    """The directory and all below it: it has another path now, or had one before."""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
@@ -641,10 +644,11 @@ class Change(_message.Message):
         is_all: _builtins.bool = ...,
         is_listing: _builtins.bool = ...,
         is_passed_on: _builtins.bool = ...,
+        is_tree: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_all", b"is_all", "is_listing", b"is_listing", "is_passed_on", b"is_passed_on", "names", b"names", "path", b"path", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_all", b"is_all", "is_listing", b"is_listing", "is_passed_on", b"is_passed_on", "is_tree", b"is_tree", "names", b"names", "path", b"path", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

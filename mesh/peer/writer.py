@@ -1,0 +1,311 @@
+"""The write path: a draft of this host goes into the under-store, and everybody sees it.
+
+    mount writes   draft (this node)  →  what is stable of it  →  the under-store, in parts
+    mount closes   the rest  →  published over what the writer saw  →  announced to the owners
+    last close     the draft becomes blocks of the version that was published
+
+Until it is published nobody sees it; then everybody sees all of it. What was changed behind
+the mesh's back since the writer looked is not replaced: the draft goes beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from mesh.blocks import MIB, WRITTEN, Attributes, FileVersion, under_store_tag, written_tag
+from mesh.clock import Clock, monotonic_s
+from mesh.errors import (
+    Exists,
+    IsADirectory,
+    MeshError,
+    NotFound,
+    ReadOnly,
+    Refused,
+    Stale,
+    StoreFull,
+    UnderStoreUnavailable,
+)
+from mesh.metrics import Metrics
+from mesh.paths import spot_of
+from mesh.peer.announcer import Announcer
+from mesh.peer.catalog import Catalog
+from mesh.peer.once import quietly
+from mesh.store.drafts import Digests, Drafts
+from mesh.store.eviction import Rank
+from mesh.understore.table import MountTable, Place, plain
+from mesh.understore.writable import Upload
+from mesh.wire.messages import Kept, Nothing, StatReply
+from mesh.wire.writes import GrowRequest, PublishRequest, RetireRequest
+
+log = structlog.get_logger()
+
+RUN_BYTES = 8 * MIB
+"""What is read from a draft at once."""
+
+EARLY_MAX = 8
+"""Drafts that go into the under-store while they are written; others go when they are closed.
+Each has up to 48 MiB of parts in memory."""
+
+DRAFTS_MAX = 4096
+PUBLISH_S = 60.0
+"""For so long a writer waits for an under-store that does not answer."""
+
+SWEEP_EVERY_S = 60.0
+PAUSE_S, PAUSE_MAX_S = 0.2, 5.0
+TURNS_MAX = 16
+"""Times that somebody else may publish at the same path before a writer gives up."""
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    """A draft on its way."""
+
+    path: str
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    upload: Upload | None = None
+    digests: Digests = field(default_factory=Digests)
+    stable_bytes: int = 0
+    mode: int = 0
+    is_advancing: bool = False
+    file: FileVersion | None = None
+    """The version that was published last."""
+
+
+class Writer:
+    """What mounts of this host have written, and where it goes."""
+
+    def __init__(
+        self,
+        drafts: Drafts,
+        table: MountTable,
+        catalog: Catalog,
+        announcer: Announcer,
+        rank: Callable[[FileVersion, int], Rank],
+        tasks: asyncio.TaskGroup,
+        metrics: Metrics,
+        *,
+        name: str,
+        clock: Clock = monotonic_s,
+    ) -> None:
+        """Name what can't replace what it should after the peer *name*."""
+        self._drafts = drafts
+        self._table = table
+        self._catalog = catalog
+        self._announcer = announcer
+        self._rank = rank
+        self._tasks = tasks
+        self._metrics = metrics
+        self._name = name
+        self._clock = clock
+        self._outgoing: dict[str, _Outgoing] = {}
+
+    async def grow(self, request: GrowRequest) -> Nothing:
+        """Begin to send what is stable of a draft; the mount does not wait for that."""
+        out = self._of(request.draft, plain(request.path))
+        out.mode = request.mode
+        out.stable_bytes = max(out.stable_bytes, request.stable_bytes)
+        early = sum(each.is_advancing for each in self._outgoing.values())
+        if not out.is_advancing and early < EARLY_MAX:
+            out.is_advancing = True
+            work = quietly(self._advance(request.draft, out))
+            self._tasks.create_task(work, name=f"early {out.path}")
+        return Nothing()
+
+    async def publish(self, request: PublishRequest) -> StatReply:
+        """Show a draft to everybody; return what its path is now.
+
+        Raises `Stale` when somebody has changed the file behind the mesh's back: then what
+        was written lies beside it.
+        """
+        path = plain(request.path)
+        place = writable_place(self._table, path)
+        out = self._of(request.draft, path)
+        out.mode = request.mode
+        async with out.turn:
+            if request.is_rewritten or out.digests.size_bytes > request.size_bytes:
+                await self._begin_anew(out)
+            about = await self._published(request, place, out)
+            return await self._known(path, about, out)
+
+    async def retire(self, request: RetireRequest) -> Nothing:
+        """Keep what a draft holds as blocks, if that is what was published, and remove it."""
+        out = self._outgoing.pop(request.draft, None)
+        if out is not None:
+            async with out.turn:
+                file = out.file
+                if request.is_published and file is not None:
+                    rank = self._rank
+                    await self._drafts.adopt(
+                        request.draft, file, out.digests, lambda index: rank(file, index)
+                    )
+                await self._abort(out)
+        await self._drafts.remove(request.draft)
+        return Nothing()
+
+    async def sweep(self) -> None:
+        """Remove what mounts leave behind when they die, for as long as this peer runs."""
+        while True:
+            if removed := await self._drafts.sweep():
+                log.warning("drafts removed", count=removed, reason="their mount is gone")
+            await asyncio.sleep(SWEEP_EVERY_S)
+
+    def _of(self, draft: str, path: str) -> _Outgoing:
+        self._drafts.path(draft)  # says so if there can be no such draft
+        out = self._outgoing.get(draft)
+        if out is None:
+            if len(self._outgoing) >= DRAFTS_MAX:
+                raise StoreFull(f"{DRAFTS_MAX} files are being written already")
+            out = self._outgoing[draft] = _Outgoing(path)
+        out.path = path
+        return out
+
+    # Into the under-store
+
+    async def _advance(self, draft: str, out: _Outgoing) -> None:
+        """Send what is stable of a draft while it is still being written."""
+        try:
+            async with out.turn:
+                place = writable_place(self._table, out.path)
+                while out.stable_bytes - out.digests.size_bytes >= RUN_BYTES:
+                    try:
+                        await self._send(draft, place, out, RUN_BYTES, size_bytes=None)
+                    except MeshError:
+                        await self._begin_anew(out)
+                        raise
+                    await asyncio.sleep(0)
+        finally:
+            out.is_advancing = False
+
+    async def _send(
+        self, draft: str, place: Place, out: _Outgoing, run_bytes: int, *, size_bytes: int | None
+    ) -> None:
+        if out.upload is None:
+            mode = out.mode or None
+            out.upload = await place.store.upload(place.path, size_bytes=size_bytes, mode=mode)
+        data = await self._drafts.read(draft, out.digests.size_bytes, run_bytes)
+        await asyncio.to_thread(out.digests.add, data)
+        await out.upload.add(data)
+        self._metrics.written_bytes.inc(len(data))
+
+    async def _begin_anew(self, out: _Outgoing) -> None:
+        await self._abort(out)
+        out.digests = Digests()
+        out.stable_bytes = 0
+
+    async def _abort(self, out: _Outgoing) -> None:
+        upload, out.upload = out.upload, None
+        if upload is not None:
+            await quietly(upload.abort())
+
+    async def _published(self, request: PublishRequest, place: Place, out: _Outgoing) -> Attributes:
+        """Have the under-store show a draft, in spite of all that passes by itself."""
+        deadline_s = self._clock() + PUBLISH_S
+        pause_s, may_be_there = PAUSE_S, request.is_again
+        over = under_store_tag(request.over)
+        for _ in range(TURNS_MAX):
+            try:
+                await self._send_rest(request, place, out)
+                assert out.upload is not None, "the rest was sent with one"
+                may_be_there = True
+                about = await out.upload.publish(over=over)
+            except UnderStoreUnavailable:
+                await self._begin_anew(out)
+                if self._clock() + pause_s > deadline_s:
+                    raise
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, PAUSE_MAX_S)
+                continue
+            except Stale:
+                await self._abort(out)
+                found = await self._there(place)
+                if found is not None and may_be_there and await self._is_ours(place, found, out):
+                    return found
+                out.digests = Digests()
+                over = await self._over(request, place, found)
+                continue
+            out.upload = None
+            return about
+        raise Stale(f"{place.path}: others write it all the time")
+
+    async def _send_rest(self, request: PublishRequest, place: Place, out: _Outgoing) -> None:
+        size_bytes = request.size_bytes
+        if out.upload is None:
+            out.digests = Digests()
+            mode = out.mode or None
+            out.upload = await place.store.upload(place.path, size_bytes=size_bytes, mode=mode)
+        while (rest_bytes := size_bytes - out.digests.size_bytes) > 0:
+            run_bytes = min(RUN_BYTES, rest_bytes)
+            await self._send(request.draft, place, out, run_bytes, size_bytes=size_bytes)
+
+    async def _there(self, place: Place) -> Attributes | None:
+        try:
+            return await place.store.stat(place.path)
+        except NotFound:
+            return None
+
+    async def _over(self, request: PublishRequest, place: Place, found: Attributes | None) -> str:
+        """Return the tag of what a draft may replace after all, having met something else.
+
+        What the mesh itself has put there: whoever closes last wins. What somebody else has
+        put there it may not, and nothing is lost.
+        """
+        if found is None:
+            return ""  # it was removed meanwhile, and is made again
+        if found.is_directory:
+            raise IsADirectory(f"{request.path}: is a directory now")
+        known = await self._catalog.stat(request.path, refresh=True)
+        if not known.attributes.tag.startswith(WRITTEN):
+            await self._put_beside(request)
+            raise Stale(f"{request.path}: was changed behind the mesh's back")
+        if request.is_exclusive:
+            raise Exists(f"{request.path}: somebody else has made it")
+        return found.tag
+
+    async def _put_beside(self, request: PublishRequest) -> None:
+        """Keep a draft that may not replace what is at its path."""
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        beside = f"{request.path}.conflict-{stamp}-{self._name}-{request.draft[:8]}"
+        place = self._table.place(beside)
+        out = _Outgoing(beside, mode=request.mode)
+        aside = replace(request, path=beside, over="")
+        await self._send_rest(aside, place, out)
+        assert out.upload is not None, "the rest was sent with one"
+        about = await out.upload.publish(over="")
+        await self._known(beside, about, out)
+        self._metrics.conflicts.inc()
+        log.warning("conflict", path=request.path, kept_as=beside)
+
+    async def _is_ours(self, place: Place, found: Attributes, out: _Outgoing) -> bool:
+        """Whether what is there is what was sent: an answer may have been lost on its way."""
+        if found.is_directory or found.size_bytes != out.digests.size_bytes:
+            return False
+        there = Digests()
+        async for run in place.store.read(place.path, found, 0, found.size_bytes):
+            there.add(bytes(run))
+        return there.is_same(out.digests)
+
+    async def _known(self, path: str, about: Attributes, out: _Outgoing) -> StatReply:
+        """Have everybody see what was published."""
+        about = replace(about, tag=written_tag(secrets.token_hex(12), about.tag))
+        await self._announcer.announce(Kept(path, about, 0.0))
+        self._metrics.written_files.inc()
+        spot = spot_of(self._table, path)
+        reply = spot.reply(about, known_s=0.0, fresh_s=spot.place.settings.max_age_s)
+        out.file = reply.file
+        return reply
+
+
+def writable_place(table: MountTable, path: str) -> Place:
+    """Return where *path* is; `ReadOnly` where nothing can be written."""
+    place = table.place(path)
+    if place.settings.read_only:
+        raise ReadOnly(f"{path}: the mount table says read_only")
+    if not place.path:
+        raise Refused(f"{path}: a mount lies there")
+    return place

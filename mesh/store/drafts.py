@@ -1,0 +1,166 @@
+"""Files of this host that mounts write and nobody else sees yet.
+
+    drafts/abcd…  one file for each; the name is the token of what it will be
+
+A mount makes a draft, holds a lock on it while it has it open, and writes to it without
+asking anybody. What was published of it becomes an extent file by a second link, so that
+no byte is copied. A draft without a lock was left behind by a mount that died: nobody was
+told that it is safe, and it is removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from crc32c import crc32c
+
+from mesh.blocks import PIECE_BYTES, FileVersion, piece_count
+from mesh.errors import NotFound
+from mesh.store.eviction import Rank
+from mesh.store.index import BlockRecord, grain_crcs
+from mesh.store.store import BlockStore
+
+DRAFTS = "drafts"
+TOKEN_BYTES = 16
+PIECES_MAX = 65_536
+"""64 GiB: of more the checksums would fill the memory, so that it is not kept as blocks."""
+
+_TOKEN = re.compile(f"[0-9a-f]{{{2 * TOKEN_BYTES}}}")
+
+
+def new_token() -> str:
+    return secrets.token_hex(TOKEN_BYTES)
+
+
+def make_draft(directory: Path, token: str) -> int:
+    """Make an empty draft and lock it; return its descriptor. OSError when it can't be made."""
+    path = directory / DRAFTS / token
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        fd = os.open(path, flags, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return fd
+        os.close(fd)  # the peer has swept it before it was locked
+
+
+class Digests:
+    """The checksums of a file, taken while it is read from its beginning."""
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[int, bytes]] = []
+        self.size_bytes = 0
+
+    def add(self, data: bytes) -> None:
+        """Take the next bytes: whole pieces, but for the last one."""
+        self.size_bytes += len(data)
+        view = memoryview(data)
+        for start_bytes in range(0, len(view), PIECE_BYTES):
+            piece = view[start_bytes : start_bytes + PIECE_BYTES]
+            grains = grain_crcs(piece) if len(self._pieces) < PIECES_MAX else b""
+            self._pieces.append((crc32c(piece), grains))
+
+    @property
+    def are_whole(self) -> bool:
+        return len(self._pieces) <= PIECES_MAX
+
+    def is_same(self, other: Digests) -> bool:
+        """Whether two files have the same size and the same CRCs."""
+        mine, theirs = ([crc for crc, _ in each._pieces] for each in (self, other))
+        return self.size_bytes == other.size_bytes and mine == theirs
+
+    def blocks(self, file: FileVersion) -> Iterator[tuple[tuple[int, ...], bytes]]:
+        """Yield for each block the CRCs of its pieces, and those of its grains."""
+        first = 0
+        for index in range(file.block_count):
+            last = first + piece_count(file.length_bytes(index))
+            pieces = self._pieces[first:last]
+            yield tuple(crc for crc, _ in pieces), b"".join(grains for _, grains in pieces)
+            first = last
+
+
+class Drafts:
+    """The drafts of one node, for its peer."""
+
+    def __init__(self, store: BlockStore, directory: Path) -> None:
+        self._store = store
+        self._directory = directory / DRAFTS
+
+    def path(self, token: str) -> Path:
+        """Return where a draft is; `NotFound` if there can't be one of that name."""
+        if not _TOKEN.fullmatch(token):
+            raise NotFound(f"no draft {token}")
+        return self._directory / token
+
+    async def read(self, token: str, offset_bytes: int, size_bytes: int) -> bytes:
+        """Return bytes of a draft; `NotFound` when it has not so many."""
+
+        def read() -> bytes:
+            try:
+                fd = os.open(self.path(token), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                raise NotFound(f"no draft {token}") from None
+            try:
+                data = os.pread(fd, size_bytes, offset_bytes)
+            finally:
+                os.close(fd)
+            if len(data) != size_bytes:
+                raise NotFound(f"draft {token} ends before {offset_bytes + size_bytes}")
+            return data
+
+        return await asyncio.to_thread(read)
+
+    async def adopt(
+        self, token: str, file: FileVersion, digests: Digests, rank: Callable[[int], Rank]
+    ) -> bool:
+        """Keep what a draft holds as the blocks of a version; False where there is no room."""
+        if self._store.room().is_full(0) or not digests.are_whole:
+            return False
+        inline = await self.read(token, 0, file.size_bytes) if file.is_inline else None
+        inode = 0
+        if inline is None:
+            try:
+                inode = await asyncio.to_thread(self._link, token, file)
+            except OSError:
+                return False  # a reader was faster, or the disk is full
+        for index, (crcs, grains) in enumerate(digests.blocks(file)):
+            record = BlockRecord(
+                length_bytes=file.length_bytes(index),
+                flags=rank(index),
+                stamp=self._store.new_stamp(),
+                inode=inode,
+                crcs=crcs,
+                grains=grains,
+            )
+            await self._store.put_record(file, index, record, inline)
+        return True
+
+    def _link(self, token: str, file: FileVersion) -> int:
+        target = self._store.extents.path(file.id)
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.link(self.path(token), target)
+        return target.stat().st_ino
+
+    async def remove(self, token: str) -> None:
+        """Remove a draft; whoever has it open keeps its bytes."""
+        await asyncio.to_thread(lambda: self.path(token).unlink(missing_ok=True))
+
+    async def sweep(self) -> int:
+        """Remove the drafts of mounts that are gone; return how many."""
+        return await asyncio.to_thread(self._sweep)
+
+    def _sweep(self) -> int:
+        removed = 0
+        for path in self._directory.iterdir():
+            with suppress(OSError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+                removed += 1
+        return removed
