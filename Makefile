@@ -1,7 +1,7 @@
 # Everything here works in a fresh checkout: scripts/setup brings what is missing.
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all chaos check proto bench bench-meta bench-rivals clean
+.PHONY: help setup demo test test-all chaos check proto bench bench-meta bench-ckpt bench-rivals clean
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,11 +40,15 @@ proto: ## make mesh/wire/gen from proto/
 
 bench: ## measure mesh against the floor it stands on
 	@scripts/setup dev
-	@for name in read faults xfer under_store memory death meta; do $(BIN)/python -m bench.$$name || exit; done
+	@for name in read faults xfer under_store memory death meta ckpt; do $(BIN)/python -m bench.$$name || exit; done
 
 bench-meta: ## measure stat, listings, small files and millions of names
 	@scripts/setup dev
 	@$(BIN)/python -m bench.meta
+
+bench-ckpt: ## measure files that are written, closed, and read by another host
+	@scripts/setup dev
+	@$(BIN)/python -m bench.ckpt
 
 bench-rivals: ## measure mesh against JuiceFS and rclone
 	@scripts/setup dev bench

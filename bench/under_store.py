@@ -60,7 +60,7 @@ def main() -> None:
         if given.only != "s3":
             bench(table, directory_origin(place / "data"), place, turns=given.turns)
         if given.only != "directory":
-            with s3_origin(place) as origin:
+            with s3_origin(place, data=place / "data") as origin:
                 bench(table, origin, place, turns=given.turns)
     table.finish()
 
@@ -77,12 +77,12 @@ def directory_origin(data: Path) -> Origin:
 
 
 @contextmanager
-def s3_origin(place: Path) -> Iterator[Origin]:
-    """Run a SeaweedFS that has the files of *place*/data in a bucket."""
+def s3_origin(place: Path, *, data: Path) -> Iterator[Origin]:
+    """Run a SeaweedFS that has the files of *data* in a bucket."""
     with SeaweedS3(place / "weed") as server:
         server.make_bucket("bench")
         filesystem = server.filesystem()
-        fs.copy_files(str(place / "data"), "bench", destination_filesystem=filesystem)
+        fs.copy_files(str(data), "bench", destination_filesystem=filesystem)
         keys = {
             "endpoint": server.endpoint,
             "region": server.region,
