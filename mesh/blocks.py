@@ -14,7 +14,7 @@ This module is pure: it does no I/O and imports nothing from mesh.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -69,9 +69,10 @@ DIRECTORY = Attributes(is_directory=True, size_bytes=0, mtime_ns=0, mode=0o555)
 
 
 WRITTEN = "mesh-"
-"""Begins the tag of what was written through the mesh: "mesh-TOKEN=TAG", where TAG is what
-the under-store calls it. The token names the content, so a path that is renamed, or whose
-content the under-store takes over, keeps its version and every cached block of it."""
+"""Begins the tag of what was written through the mesh: "mesh-TOKEN@PEER,PEER" while those
+peers alone have it, "mesh-TOKEN=TAG" once the under-store has it and calls it TAG. The token
+names the content, so a path that is renamed, or whose content the under-store takes over,
+keeps its version and every cached block of it."""
 
 
 def written_tag(token: str, under_store_tag: str) -> str:
@@ -79,13 +80,37 @@ def written_tag(token: str, under_store_tag: str) -> str:
     return f"{WRITTEN}{token}={under_store_tag}"
 
 
+def staged_tag(token: str, holders: Sequence[str]) -> str:
+    """Return the tag of a content that only these peers have yet."""
+    return f"{WRITTEN}{token}@{','.join(holders)}"
+
+
 def identity_of(tag: str) -> str:
     """Return the part of a tag that tells one content from another."""
-    return tag.partition("=")[0] if tag.startswith(WRITTEN) else tag
+    if not tag.startswith(WRITTEN):
+        return tag
+    return tag.partition("=")[0].partition("@")[0]
+
+
+def token_of(tag: str) -> str:
+    """Return the token of what was written through the mesh; "" of anything else."""
+    return identity_of(tag).removeprefix(WRITTEN) if tag.startswith(WRITTEN) else ""
+
+
+def holders_of(tag: str) -> list[str]:
+    """Return the peers that alone have the content of that tag; none once it is persisted."""
+    if not tag.startswith(WRITTEN) or "=" in tag:
+        return []
+    return [name for name in tag.partition("@")[2].split(",") if name]
+
+
+def is_staged(tag: str) -> bool:
+    """Whether the under-store does not have the content of that tag yet."""
+    return tag.startswith(WRITTEN) and "=" not in tag
 
 
 def under_store_tag(tag: str) -> str:
-    """Return what the under-store calls the content of that tag."""
+    """Return what the under-store calls the content of that tag; "" if it has none of it."""
     return tag.partition("=")[2] if tag.startswith(WRITTEN) else tag
 
 

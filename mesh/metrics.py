@@ -55,6 +55,14 @@ class Metrics:
             "write_conflicts", "Files that were changed elsewhere, and kept beside"
         )
     )
+    upload_failures: Counter = field(
+        default_factory=lambda: _counter(
+            "upload_failures", "Tries to persist a staged file in vain"
+        )
+    )
+    staged_bytes: Gauge = field(
+        default_factory=lambda: _gauge("staged_bytes", "Bytes here that wait to be persisted")
+    )
     peer_bytes: Counter = field(
         default_factory=lambda: _counter(
             "peer_read_bytes", "Bytes read from other peers, by peer", "peer"

@@ -22,6 +22,8 @@ COMMANDS = {
     "pin": "pin",
     "unpin": "pin",
     "refresh": "refresh",
+    "uploads": "uploads",
+    "flush": "uploads",
     "demo": "demo",
     "keygen": "keygen",
     "job": "job",

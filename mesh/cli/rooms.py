@@ -46,6 +46,7 @@ def peer_settings(settings: Settings) -> PeerSettings:
         ),
         mounts={path: under_store(mount) for path, mount in settings.mounts.items()},
         metrics_address=settings.peer.metrics,
+        staged_bytes_max=min(settings.store.staging, settings.store.capacity // 2),
         memory_bytes=settings.peer.memory,
         check_under_stores=settings.peer.check_under_stores,
         tls=tls(settings),
@@ -137,6 +138,8 @@ def under_store(mount: Mount) -> UnderStoreSettings:
         directory_mode=mount.dir_mode,
         umask=mount.umask,
         read_only=mount.read_only,
+        durability=mount.durability,
+        durabilities=tuple((path.strip("/"), d) for path, d in mount.durabilities.items()),
         s3=S3Settings(
             endpoint=s3.endpoint,
             region=s3.region,

@@ -21,6 +21,7 @@ from pydantic import (
 
 from mesh.cli import quantities as q
 from mesh.cli.quantities import GIB, KIB, MIB
+from mesh.understore.understore import Durability
 
 # The kinds of values; a dump has them in the units that people write.
 
@@ -134,6 +135,8 @@ class StoreSection(Section):
     """Eviction keeps the bytes of all blocks below this."""
     free_space_ratio: Annotated[float, BeforeValidator(q.number(0, 0.9))] = 0.1
     """Eviction also keeps this part of the disk free for everyone else."""
+    staging: Annotated[Size, AfterValidator(q.at_least(0))] = 50 * GIB
+    """What may wait here for the under-store, at most half of the capacity."""
 
 
 class S3Section(Section):
@@ -206,6 +209,10 @@ class Mount(Section):
     timeout: Annotated[Seconds, AfterValidator(q.more_than_nothing)] = 30.0
     """Deadline of one request to the under-store."""
     read_only: bool = False
+    durability: Durability = "through"
+    """What has a file when close and fsync return."""
+    durabilities: dict[str, Durability] = Field(default_factory=dict)
+    """The same for what lies below a path, seen from this mount."""
     uid: Id = None
     """Owner of everything; whoever mounts it unless set."""
     gid: Id = None

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from mesh.blocks import MIB
+from mesh.blocks import MIB, is_staged
 from mesh.client.file import MeshFile
 from mesh.errors import MeshError, Stale, StoreFull
 from mesh.store.extents import write_all
@@ -69,6 +69,12 @@ class Draft:
         self._is_new = base is None
         self._growing: asyncio.Task[None] | None = None
         self._failure: MeshError | None = None
+        self._is_promised = self._is_beside = False
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether it holds what was never shown, and what is removed counts as such."""
+        return self.is_dirty or self._is_beside or self.is_removed
 
     # Reading what is written
 
@@ -88,8 +94,11 @@ class Draft:
 
         What could not be put would be missing from the file, so that it is not shown then.
         """
+        if not data:
+            return
         async with self._turn:
             await self._copy_up(self.size_bytes)
+            self.is_dirty = True  # be it by a half of it
             try:
                 await self._in_thread(lambda: self._put(data, offset_bytes))
             except MeshError as error:
@@ -131,6 +140,8 @@ class Draft:
 
     async def _copy_up(self, size_bytes: int) -> None:
         """Bring what the file held before here, once, so that it can be changed."""
+        if self._is_promised:
+            await self._move_on(size_bytes)
         base = self._base
         if base is None:
             return
@@ -145,6 +156,29 @@ class Draft:
             done_bytes += got_bytes
         self._base = None
         base.close()
+
+    async def _move_on(self, size_bytes: int) -> None:
+        """Go on in another draft, with so much of what this one has."""
+        token, fd = await self._writes.make()
+
+        def copy() -> None:
+            done_bytes = 0
+            while done_bytes < size_bytes:
+                rest_bytes = size_bytes - done_bytes
+                copied = os.copy_file_range(self._fd, fd, rest_bytes, done_bytes, done_bytes)
+                if not copied:
+                    raise OSError(errno.EIO, "the draft is shorter than it was")
+                done_bytes += copied
+
+        try:
+            await self._in_thread(copy)
+        except MeshError:
+            os.close(fd)
+            raise
+        before, self._fd = self._fd, fd
+        await self._writes.retire(self.token, is_published=False)
+        os.close(before)
+        self.token, self._is_promised = token, False
 
     def _grow(self) -> None:
         """Have what was written in order sent already."""
@@ -190,10 +224,14 @@ class Draft:
             try:
                 reply = await self._writes.publish(request)
             except Stale:
-                self.is_dirty = False  # it lies beside what somebody else has put there
+                # It lies beside what somebody else has put there.
+                self.is_dirty, self._is_beside = False, True
                 raise
+            self._is_beside = False
             self.is_dirty = self._is_exclusive = False
             self.over = reply.attributes.tag
+            # Staged: these very bytes are what was promised, so that nothing may change them.
+            self._is_promised = is_staged(self.over)
             # All of it is there now: what is changed from here on is changed in that.
             self._grown_bytes, self._is_grown_rewritten, self._is_new = 0, True, False
             return reply
@@ -205,7 +243,7 @@ class Draft:
         if self._base is not None:
             self._base.close()
         try:
-            is_published = not (self.is_dirty or self.is_removed)
+            is_published = not (self.is_dirty or self.is_removed or self._is_beside)
             await self._writes.retire(self.token, is_published=is_published)
         finally:
             os.close(self._fd)

@@ -130,6 +130,14 @@ class Nodes:
             for known, node in self._by_path.items()
         )
 
+    def open_below(self, path: str) -> list[Node]:
+        """Return the nodes below a directory that somebody has open."""
+        return [
+            node
+            for known, node in self._by_path.items()
+            if node.opens and known.startswith(f"{path}/")
+        ]
+
     def drafts_in(self, path: str) -> list[Node]:
         """Return the nodes in a directory that are being written."""
         return [node for node in self.below(path) if node.draft is not None]

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from itertools import count
 
-from mesh.blocks import DirectoryEntry
+from mesh.blocks import DirectoryEntry, holders_of, is_staged
 from mesh.client.client import ListedPage, MeshClient
 from mesh.client.draft import Draft
 from mesh.client.file import MeshFile
@@ -23,10 +23,14 @@ from mesh.wire.messages import Change
 
 NAME_BYTES_MAX = 255
 
-VERSION, CACHED, STALE, AGE, REFRESH = (
-    f"user.mesh.{name}" for name in ("version", "cached", "stale", "age", "refresh")
+VERSION, CACHED, STALE, AGE, REFRESH, PERSISTED, COPIES, QUEUED_SINCE = (
+    f"user.mesh.{name}"
+    for name in (
+        *("version", "cached", "stale", "age", "refresh"),
+        *("persisted", "copies", "queued_since"),
+    )
 )
-XATTRS = (VERSION, CACHED, STALE, AGE)
+XATTRS = (VERSION, CACHED, STALE, AGE, PERSISTED, COPIES, QUEUED_SINCE)
 """Those that are listed: REFRESH is only for who asks for it, because it asks the under-store."""
 
 
@@ -152,6 +156,7 @@ class View:
         path = self._below(parent, name)
         if not self.edits.is_own(path):
             return False
+        await self.edits.done(path)
         node = self.nodes.at(path)
         if node is not None and node.draft is not None:
             return True
@@ -344,6 +349,8 @@ class View:
         node = self.nodes.node(number)
         if name not in (*XATTRS, REFRESH):
             return None
+        if name in (PERSISTED, COPIES, QUEUED_SINCE) and not node.attributes.is_directory:
+            return await self._written(node, name)
         reply = await self._client.stat(node.path, refresh=name == REFRESH)
         if name == STALE:
             return "1" if reply.is_stale else "0"
@@ -354,6 +361,19 @@ class View:
         if name in (VERSION, REFRESH):
             return reply.file.id.hex()
         return f"{self._client.here.count(reply.file.id)}/{reply.file.block_count}"
+
+    async def _written(self, node: Node, name: str) -> str:
+        """Say whether the under-store has a file, on how many disks it is while it has not,
+        and since when it waits."""
+        about = node.attributes
+        if node.draft is None:
+            about = (await self._client.stat(node.path)).attributes
+        is_waiting = is_staged(about.tag)
+        if name == PERSISTED:
+            return "0" if is_waiting else "1"
+        if name == COPIES:
+            return str(len(holders_of(about.tag)))
+        return f"{about.mtime_ns / 1e9:.3f}" if is_waiting else ""
 
     # Rights
 

@@ -8,30 +8,60 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 
-from mesh.blocks import WRITTEN, Attributes, identity_of, written_tag
+from mesh.blocks import (
+    Attributes,
+    holders_of,
+    is_staged,
+    token_of,
+    under_store_tag,
+    written_tag,
+)
 from mesh.errors import (
     Elsewhere,
     Exists,
     IsADirectory,
     NotADirectory,
+    NotEmpty,
     NotFound,
     Refused,
+    Unavailable,
 )
 from mesh.paths import spot_of
 from mesh.peer.announcer import Announcer
 from mesh.peer.catalog import Catalog
+from mesh.peer.turns import Turns
+from mesh.peer.uploads import Uploads
 from mesh.peer.writer import writable_place
-from mesh.understore.table import MountTable, plain
+from mesh.understore.table import MountTable, Place, plain
 from mesh.wire.messages import Kept, StatReply
-from mesh.wire.writes import AlterReply, AlterRequest, Verb
+from mesh.wire.writes import (
+    AlterReply,
+    AlterRequest,
+    FlushRequest,
+    RetargetRequest,
+    StagedFile,
+    Verb,
+)
+
+FLUSH_S = 300.0
 
 
 class Alterations:
     """The names that mounts of this host make, remove and change."""
 
-    def __init__(self, table: MountTable, catalog: Catalog, announcer: Announcer) -> None:
+    def __init__(
+        self,
+        table: MountTable,
+        catalog: Catalog,
+        announcer: Announcer,
+        uploads: Uploads,
+        turns: Turns,
+    ) -> None:
+        self._turns = turns
+        self._uploads = uploads
         self._table = table
         self._catalog = catalog
         self._announcer = announcer
@@ -53,9 +83,21 @@ class Alterations:
 
     async def _remove(self, request: AlterRequest) -> AlterReply:
         place = writable_place(self._table, request.path)
-        await place.store.remove(place.path)
-        await self._announcer.announce(Kept(request.path, None, 0.0))
+        async with self._turns.of(request.path):
+            tag = (await self._catalog.stat(request.path)).attributes.tag
+            if is_staged(tag):
+                await self._remove_staged(place, tag)
+            else:
+                await place.store.remove(place.path)
+            await self._announcer.announce(Kept(request.path, None, 0.0))
         return AlterReply()
+
+    async def _remove_staged(self, place: Place, tag: str) -> None:
+        """Have nobody persist it any more; what it would have replaced goes as well."""
+        over = RetargetRequest(token_of(tag), is_over=True)
+        await self._uploads.retarget(holders_of(tag), over)
+        with suppress(NotFound):
+            await place.store.remove(place.path)
 
     async def _make_directory(self, request: AlterRequest) -> AlterReply:
         place = writable_place(self._table, request.path)
@@ -66,12 +108,21 @@ class Alterations:
 
     async def _remove_directory(self, request: AlterRequest) -> AlterReply:
         place = writable_place(self._table, request.path)
+        async for page in self._catalog.scan(request.path):
+            if page:
+                raise NotEmpty(f"{request.path}: is not empty")
         await place.store.remove_directory(place.path)
         await self._announcer.announce(Kept(request.path, None, 0.0))
         await self._announcer.announce_tree(request.path)
         return AlterReply()
 
     async def _rename(self, request: AlterRequest) -> AlterReply:
+        if request.path == request.target:
+            return AlterReply(await self._catalog.stat(request.path))
+        async with self._turns.of(request.path, request.target):
+            return await self._renamed(request)
+
+    async def _renamed(self, request: AlterRequest) -> AlterReply:
         path, target = request.path, request.target
         place, there = (writable_place(self._table, each) for each in (path, target))
         if place.settings.url != there.settings.url:
@@ -84,6 +135,14 @@ class Alterations:
             self._check_replaced(request, about, replaced)
             if replaced.is_directory:
                 await there.store.remove_directory(there.path)
+        if is_staged(about.tag):
+            return await self._rename_staged(request, place, about, replaced)
+        if about.is_directory:
+            await self._flush(path)
+        if replaced is not None and is_staged(replaced.tag):
+            await self._uploads.retarget(
+                holders_of(replaced.tag), RetargetRequest(token_of(replaced.tag), is_over=True)
+            )
         over = None if replaced is not None else ""
         moved = await place.store.move(place.path, there.path, over=over)
         if about.is_directory:
@@ -91,11 +150,54 @@ class Alterations:
             await self._announcer.announce_tree(path, target)
         else:
             # The same content: what is cached of it stays.
-            token = identity_of(about.tag) if about.tag.startswith(WRITTEN) else ""
-            token = token.removeprefix(WRITTEN) or secrets.token_hex(12)
+            token = token_of(about.tag) or secrets.token_hex(12)
             moved = replace(moved, tag=written_tag(token, moved.tag))
             await self._announcer.announce(Kept(path, None, 0.0), Kept(target, moved, 0.0))
         return AlterReply(self._reply(target, moved))
+
+    async def _rename_staged(
+        self,
+        request: AlterRequest,
+        place: Place,
+        about: Attributes,
+        replaced: Attributes | None,
+    ) -> AlterReply:
+        """Have a staged file go to another path: no byte of it has gone anywhere yet."""
+        path, target = request.path, request.target
+        over = "" if replaced is None else under_store_tag(replaced.tag)
+        if replaced is not None and is_staged(replaced.tag):
+            over = (
+                await self._uploads.retarget(
+                    holders_of(replaced.tag), RetargetRequest(token_of(replaced.tag), is_over=True)
+                )
+                or ""
+            )
+        request_ = RetargetRequest(token_of(about.tag), target, over)
+        had_over = await self._uploads.retarget(holders_of(about.tag), request_)
+        if had_over is None:  # it was persisted this very moment
+            return await self._renamed(request)
+        if had_over:
+            with suppress(NotFound):
+                await place.store.remove(place.path)
+        file = StagedFile(
+            token=token_of(about.tag),
+            path=target,
+            size_bytes=about.size_bytes,
+            over=over,
+            mode=about.mode,
+            mtime_ns=about.mtime_ns,
+            holders=tuple(holders_of(about.tag)),
+            queued_s=about.mtime_ns / 1e9,
+        )
+        await self._announcer.announce_staged(file)
+        await self._announcer.announce(Kept(path, None, 0.0), is_move=True)
+        return AlterReply(self._reply(target, about))
+
+    async def _flush(self, path: str) -> None:
+        """Wait until nothing below a directory is staged: its holders know it by its path."""
+        left = await self._uploads.flush(FlushRequest(path, FLUSH_S))
+        if left.waiting:
+            raise Unavailable(f"{path}: {left.waiting} files in it wait to be persisted")
 
     def _check_replaced(
         self, request: AlterRequest, about: Attributes, replaced: Attributes
@@ -110,9 +212,9 @@ class Alterations:
 
     async def _set_mode(self, request: AlterRequest) -> AlterReply:
         place = writable_place(self._table, request.path)
-        if not await place.store.set_mode(place.path, request.mode):
-            return AlterReply()
         about = (await self._catalog.stat(request.path)).attributes
+        if is_staged(about.tag) or not await place.store.set_mode(place.path, request.mode):
+            return AlterReply()
         now = replace(about, mode=request.mode)
         await self._announcer.announce(Kept(request.path, now, 0.0))
         return AlterReply(self._reply(request.path, now), is_mode_kept=True)

@@ -7,18 +7,22 @@ and says yes when they know. So whoever looks after that, anywhere, sees it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 
+from mesh.blocks import is_staged, token_of
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import Unavailable
 from mesh.paths import Spot, spot_of
 from mesh.peer.catalog import Catalog
+from mesh.peer.once import quietly
+from mesh.peer.overlay import Overlay
 from mesh.peer.shards import Shards
 from mesh.store.entry_store import Changes, EntryStore
 from mesh.understore.table import MountTable, plain
 from mesh.wire.messages import Change, Kept, Nothing
-from mesh.wire.writes import AnnounceRequest
+from mesh.wire.writes import AnnounceRequest, AssertReply, StagedFile
 
 
 class Announcer:
@@ -30,6 +34,7 @@ class Announcer:
         entries: EntryStore,
         shards: Shards,
         table: MountTable,
+        overlay: Overlay,
         *,
         clock: Clock = monotonic_s,
     ) -> None:
@@ -37,27 +42,49 @@ class Announcer:
         self._entries = entries
         self._shards = shards
         self._table = table
+        self._overlay = overlay
         self._clock = clock
 
-    async def announce(self, *done: Kept) -> None:
+    async def announce(
+        self, *done: Kept, is_persisted: bool = False, is_move: bool = False
+    ) -> None:
         """Have all know what was done to these names; those who can't be told find out when
-        what they know is too old."""
+        what they know is too old.
+
+        Say *is_persisted* of what was staged before, and *is_move* of a name that is gone
+        because the same staged file has another one.
+        """
         by_directory: dict[bytes, list[Kept]] = {}
         for one in done:
             spot = spot_of(self._table, one.path)
             by_directory.setdefault(spot.directory, []).append(one)
         await asyncio.gather(
-            *(self._announce(directory, kept) for directory, kept in by_directory.items())
+            *(
+                self._announce(
+                    directory,
+                    AnnounceRequest(
+                        self._shards.me,
+                        tuple(kept),
+                        is_persisted=is_persisted,
+                        is_move=is_move,
+                    ),
+                )
+                for directory, kept in by_directory.items()
+            )
         )
 
-    async def _announce(self, directory: bytes, kept: Sequence[Kept]) -> None:
-        request = AnnounceRequest(self._shards.me, tuple(kept))
+    async def announce_staged(self, file: StagedFile) -> None:
+        """Have all see a file that the under-store does not have; its owners journal it."""
+        directory = spot_of(self._table, file.path).directory
+        await self._announce(directory, AnnounceRequest(self._shards.me, staged=(file,)))
+
+    async def _announce(self, directory: bytes, request: AnnounceRequest) -> None:
         nearer = self._shards.nearer(directory)
         if nearer:
             with suppress(Unavailable):
                 await self._shards.first(nearer, lambda p: self._shards.announce(p, request))
                 # The mounts of this host read our own tables.
-                for one in kept:
+                for one in _all(request):
                     spot = spot_of(self._table, one.path)
                     self._catalog.note(spot.source, spot.parent, self._note(spot, one))
                 await self._entries.flushed()
@@ -66,17 +93,76 @@ class Announcer:
 
     async def take(self, request: AnnounceRequest) -> Nothing:
         """Note, as an owner, what was done; return when all have heard who knew otherwise."""
-        directories: dict[bytes, None] = {}
-        for one in request.kept:
-            spot = spot_of(self._table, plain(one.path))
-            changes = self._note(spot, one)
-            self._catalog.tell(spot.source, spot.parent, changes)
-            self._catalog.give_copy(spot, one.attributes, self._clock())
-            directories[spot.directory] = None
+        for file in request.staged:
+            await self._overlay.put(file)
+        news = [Kept(f.path, f.attributes, 0.0) for f in request.staged]
+        news += [one for one in request.kept if await self._uncover(one, request)]
+        spots = [spot_of(self._table, plain(one.path)) for one in news]
+        changes = [self._note(spot, one) for spot, one in zip(spots, news, strict=True)]
+        if request.is_copy:
+            for spot, change in zip(spots, changes, strict=True):
+                self._catalog.note(spot.source, spot.parent, change)
+            return Nothing()
+        if request.staged:  # safe before anybody sees it
+            await self._give_copies(request, spots)
+        for spot, change in zip(spots, changes, strict=True):
+            self._catalog.tell(spot.source, spot.parent, change)
         await self._entries.flushed()
-        for directory in directories:
+        for directory in {spot.directory: None for spot in spots}:
             await self._catalog.all_heard(directory)
+        if not request.staged:  # after the word that what they knew is old
+            await self._give_copies(request, spots)
         return Nothing()
+
+    async def _uncover(self, one: Kept, request: AnnounceRequest) -> bool:
+        """Take away what is staged under a name; say whether what was done to it is news."""
+        spot = spot_of(self._table, plain(one.path))
+        if request.is_persisted and one.attributes is not None:
+            await self._overlay.end(token_of(one.attributes.tag))
+        if not self._overlay.has(spot.directory, spot.name):
+            return True
+        if request.is_persisted and one.attributes is not None:
+            return await self._overlay.persisted(one.path, one.attributes)
+        await self._overlay.forget(spot.directory, spot.name, is_ended=not request.is_move)
+        return True
+
+    async def _give_copies(self, request: AnnounceRequest, spots: Iterable[Spot]) -> None:
+        """Have the other owners know and journal the same, as far as they answer."""
+        peers = {peer for spot in spots for peer in self._shards.owners(spot.directory)}
+        copy = replace(request, is_copy=True)
+        calls = [
+            quietly(self._shards.announce(peer, copy))
+            for peer in peers
+            if peer != self._shards.me and not self._shards.is_broken(peer)
+        ]
+        await asyncio.gather(*calls)
+
+    # Staged files, again and again
+
+    async def claim(self, file: StagedFile) -> AssertReply:
+        """Ask an owner whether a staged file is still wanted; raises if none answers."""
+        directory = spot_of(self._table, file.path).directory
+        nearer = self._shards.nearer(directory)
+        if nearer:
+            with suppress(Unavailable):
+                return await self._shards.first(nearer, lambda p: self._shards.claim(p, file))
+        return await self.claimed(file)
+
+    async def claimed(self, file: StagedFile) -> AssertReply:
+        """Answer a holder as an owner, who may have come to the directory just now."""
+        spot = spot_of(self._table, file.path)
+        record, _ = self._entries.look(spot.directory, spot.name)
+        about = None if record is None else record.attributes
+        if about and token_of(about.tag) == file.token and not is_staged(about.tag):
+            return AssertReply(is_ended=True)
+        was_known = self._overlay.has(spot.directory, spot.name)
+        kept = await self._overlay.claim(file)
+        if kept is None:
+            return AssertReply(is_ended=True)
+        if not was_known:
+            changes = self._note(spot, Kept(kept.path, kept.attributes, 0.0))
+            self._catalog.tell(spot.source, spot.parent, changes)
+        return AssertReply(is_ended=False, over=kept.over)
 
     async def announce_tree(self, *paths: str) -> None:
         """Have all doubt what they know of directories and of all that is below them."""
@@ -93,3 +179,7 @@ class Announcer:
         was_there = old is not None and old.attributes is not None
         is_listing = old is None or was_there is not (one.attributes is not None)
         return Changes([spot.name], is_listing=is_listing)
+
+
+def _all(request: AnnounceRequest) -> list[Kept]:
+    return [*request.kept, *(Kept(f.path, f.attributes, 0.0) for f in request.staged)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -98,6 +98,9 @@ class Catalog:
         self._away_until_s: dict[str, float] = {}
         self._misses: Counter[str] = Counter()
         self._window_s = 0.0
+        self.staged: Callable[[bytes], Mapping[str, Attributes]] = lambda directory: {}
+        """What is seen in a directory although its under-store does not have it."""
+
         self._to_keep: dict[str, dict[str, Kept]] = {}
 
     # For this host
@@ -269,9 +272,15 @@ class Catalog:
         return spot.reply(about or DIRECTORY, known_s=age_s(since_s, now_s), fresh_s=fresh_s)
 
     def _stale(self, spot: Spot, reason: str) -> StatReply | None:
-        """Return what was known last, marked as stale, if it was something."""
+        """Return what was known last, marked as stale, if it was something.
+
+        Raises `NotFound` for a name that was not there, as far as was known last: so a file
+        can be made, and staged, where its under-store does not answer.
+        """
         record, since_s = self._entries.look(spot.directory, spot.name)
         about = None if record is None else record.attributes
+        if about is None and spot.name and self._entries.listed_s(spot.directory) is not None:
+            raise NotFound(f"{spot.path}: no such file, as far as was known last")
         if about is None or not (about.is_directory or about.tag):
             return None
         log.warning("stale answer", path=spot.path, reason=reason)
@@ -353,6 +362,10 @@ class Catalog:
         return reply
 
     async def _fill(self, spot: Spot, refresh: bool) -> StatReply:  # noqa: FBT001
+        staged = self.staged(spot.directory).get(spot.name)
+        if staged is not None:
+            self._entries.note(spot.source, spot.parent, spot.name, staged, self._clock())
+            return spot.reply(staged, known_s=0.0, fresh_s=spot.place.settings.max_age_s)
         if not refresh:
             if (former := await self._from_former(spot)) is not None:
                 return former

@@ -15,7 +15,15 @@ from typing import Protocol
 import structlog
 from crc32c import crc32c
 
-from mesh.blocks import PIECE_BYTES, BlockKey, FileVersion, piece_count, piece_order
+from mesh.blocks import (
+    PIECE_BYTES,
+    BlockKey,
+    FileVersion,
+    holders_of,
+    is_staged,
+    piece_count,
+    piece_order,
+)
 from mesh.budget import Budget
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import BlockCorrupt, NotFound, Stale, StoreFull, UnderStoreUnavailable
@@ -95,6 +103,14 @@ class UnderStores(Protocol):
         ...
 
 
+Persisted = Callable[[FileVersion], Awaitable[FileVersion]]
+"""Under which names the under-store has what was staged; raises `Stale` if it does not."""
+
+
+async def _never(file: FileVersion) -> FileVersion:
+    raise Stale(f"{file.path}: its holders are gone")
+
+
 class BlockFiller:
     """Gives blocks to neighbors."""
 
@@ -115,6 +131,7 @@ class BlockFiller:
         self._neighbors = neighbors
         self._under_stores = under_stores
         self._metrics = metrics
+        self.persisted: Persisted = _never
         self._fills = Flights(tasks)
         self._relayed = Flights(tasks)
         in_flight = metrics.in_flight_bytes
@@ -291,9 +308,14 @@ class BlockFiller:
             log.debug("peek", block=str(file.key(index)), holders=holders)
             if await self._peeked(landing, writer, holders):
                 return
+        if is_staged(file.tag):
+            holders = [p for p in holders_of(file.tag) if not self._neighbors.is_me(p)]
+            if holders and await self._peeked(landing, writer, holders):
+                return
+            file = await self.persisted(file)
         landing.origin = UNDER_STORE
         try:
-            await self._bring_from_under_store(landing, writer)
+            await self._bring_from_under_store(landing, writer, file)
             self._neighbors.note_under_store(answers=True)
         except UnderStoreUnavailable:
             self._neighbors.note_under_store(answers=False)
@@ -310,8 +332,10 @@ class BlockFiller:
         hedged = self._neighbors.peek(holders, landing.file, landing.index, missing)
         return await self._taken(hedged, landing, writer)
 
-    async def _bring_from_under_store(self, landing: Landing, writer: BlockWriter | None) -> None:
-        file, index = landing.file, landing.index
+    async def _bring_from_under_store(
+        self, landing: Landing, writer: BlockWriter | None, file: FileVersion
+    ) -> None:
+        index = landing.index
         started_s = self._clock()
         offset_bytes = index * file.block_bytes
         length_bytes = file.length_bytes(index)

@@ -8,7 +8,7 @@ shows nothing before it is whole, and nothing of a scan that failed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -60,6 +60,7 @@ class Crier(Protocol):
     """Who tells others what has changed."""
 
     changes: ChangeLog
+    staged: Callable[[bytes], Mapping[str, Attributes]]
 
     def note(self, source: str, path: str, changes: Changes) -> None: ...
 
@@ -419,12 +420,15 @@ class Listings:
             await asyncio.sleep(COPY_AGAIN_S)
 
     async def _pages(self, path: str, place: Place) -> AsyncIterator[list[tuple[str, Attributes]]]:
+        staged = dict(self._crier.staged(_key(place)))
         try:
             async for page in place.store.scan(place.path):
-                yield [(entry.name, entry.attributes) for entry in page]
+                yield [(e.name, staged.pop(e.name, e.attributes)) for e in page]
         except NotFound:
-            if not self._table.names_below(path):
+            if not staged and not self._table.names_below(path):
                 raise
+        if staged:
+            yield list(staged.items())
 
     async def _bring(self, path: str) -> None:
         try:

@@ -367,6 +367,10 @@ class RingNeighbors:
         """Return what *peer* answers; raises what it raised, or `PeerUnavailable`."""
         return await self._control.call(self._address(peer), method, request, timeout_s=timeout_s)
 
+    def pieces(self, peer: str, method: Method[Q, Piece], request: Q) -> AsyncIterator[Piece]:
+        """Yield what *peer* sends; raises what it raised, or `PeerUnavailable`."""
+        return self._wire.pieces(self._address(peer), method, request)
+
     def note_failure(self, peer: str, error: MeshError) -> None:
         """Learn from what a peer could not answer."""
         if isinstance(error, PeerUnavailable):

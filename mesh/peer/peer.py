@@ -14,7 +14,7 @@ from uuid import UUID
 import structlog
 from prometheus_client import start_http_server
 
-from mesh.blocks import MIB
+from mesh.blocks import GIB, MIB
 from mesh.errors import MeshError, NotFound, Unusable
 from mesh.membership.membership import Membership
 from mesh.membership.open import MembershipSettings, StaticSettings, membership_of
@@ -39,6 +39,7 @@ from mesh.understore.understore import UnderStore, UnderStoreSettings
 from mesh.wire.channels import Channels, TlsSettings
 from mesh.wire.local import mount_socket
 from mesh.wire.passport import Passport
+from mesh.wire.writes import PULL
 
 log = structlog.get_logger()
 
@@ -66,6 +67,9 @@ class PeerSettings:
 
     metrics_address: str = ""
     """host:port of /metrics; "" for none."""
+
+    staged_bytes_max: int = 64 * GIB
+    """What may wait here for the under-store; more is written through."""
 
     memory_bytes: int = 512 * MIB
     """What the daemon may use; a quarter of it for blocks in flight."""
@@ -159,7 +163,19 @@ async def _running(
     shards = Shards(neighbors, tasks, metrics)
     catalog = Catalog(table, store.entries, shards, tasks, metrics)
     directory = settings.store.directory
-    scribe = Scribe(store, neighbors, table, catalog, shards, tasks, metrics, directory=directory)
+    scribe = Scribe(
+        store,
+        neighbors,
+        reader,
+        table,
+        catalog,
+        shards,
+        tasks,
+        metrics,
+        directory=directory,
+        staged_bytes_max=settings.staged_bytes_max,
+    )
+    await scribe.load()
     gatherer = Gatherer(store, neighbors, reader, tasks, metrics)
     repair = Repair(
         store,
@@ -181,6 +197,7 @@ async def _running(
         passport,
         [*keeper.handlers(), *scribe.handlers()],
         scribe.for_mounts(),
+        [(PULL, scribe.stager.pull)],
     )
     stack.push_async_callback(membership.aclose)
     stack.push_async_callback(server.aclose)
@@ -193,6 +210,7 @@ async def _running(
         "repair": repair.run(),
         "tidy": tidy(store.entries, shards),
         "sweep": scribe.writer.sweep(),
+        "uploads": scribe.uploads.run(),
     }.items():
         tasks.create_task(work, name=name)
     stack.push_async_callback(membership.leave)

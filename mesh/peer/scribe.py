@@ -1,32 +1,55 @@
-"""Drafts, names that change and what is announced of them, put together."""
+"""What is written: drafts, staged files, names that change and what is announced of them, put
+together."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
 
+from mesh.clock import monotonic_s
+from mesh.membership.view import State
 from mesh.metrics import Metrics
 from mesh.peer.alterations import Alterations
 from mesh.peer.announcer import Announcer
 from mesh.peer.care import Handler
 from mesh.peer.catalog import Catalog
 from mesh.peer.neighbors import RingNeighbors
+from mesh.peer.overlay import Overlay
+from mesh.peer.reader import BlockReader
 from mesh.peer.shards import Shards
+from mesh.peer.stager import Stager
+from mesh.peer.turns import Turns
+from mesh.peer.uploads import Uploads
 from mesh.peer.writer import Writer
 from mesh.store.drafts import Drafts
+from mesh.store.staging import Staging
 from mesh.store.store import BlockStore
 from mesh.understore.table import MountTable
 from mesh.wire.local import Handler as LocalHandler
-from mesh.wire.writes import ALTER, ANNOUNCE, GROW, PUBLISH, RETIRE
+from mesh.wire.writes import (
+    ALL_UPLOADS,
+    ALTER,
+    ANNOUNCE,
+    ASSERT,
+    FLUSH,
+    GROW,
+    HOLD,
+    PUBLISH,
+    RETARGET,
+    RETIRE,
+    TURN,
+    UPLOADS,
+)
 
 
 class Scribe:
-    """What this peer changes for the mounts of its host."""
+    """What this peer changes for the mounts of its host, and keeps for other writers."""
 
     def __init__(
         self,
         store: BlockStore,
         neighbors: RingNeighbors,
+        reader: BlockReader,
         table: MountTable,
         catalog: Catalog,
         shards: Shards,
@@ -34,24 +57,72 @@ class Scribe:
         metrics: Metrics,
         *,
         directory: Path,
+        staged_bytes_max: int,
     ) -> None:
-        """Find the drafts of the mounts below *directory*."""
-        self._announcer = Announcer(catalog, store.entries, shards, table)
+        """Find the drafts of the mounts below *directory*, and stage at most so many bytes."""
+        self._overlay = Overlay(
+            table, store.staged_names, store.ended, lambda n: _is_up(neighbors, n), monotonic_s
+        )
+        self._announcer = Announcer(catalog, store.entries, shards, table, self._overlay)
+        self._turns = Turns(shards, table)
+        drafts, staging = Drafts(store, directory), Staging(directory, store.staged)
+        self.stager = Stager(
+            store,
+            staging,
+            drafts,
+            neighbors,
+            table,
+            self._announcer,
+            self._turns,
+            tasks,
+            metrics,
+            directory=directory,
+            limit_bytes=staged_bytes_max,
+        )
         self.writer = Writer(
-            Drafts(store, directory),
+            drafts,
             table,
             catalog,
             self._announcer,
+            self.stager,
+            self._turns,
             lambda file, index: neighbors.rank(file.key(index)),
             tasks,
             metrics,
             name=neighbors.me,
         )
-        self._alterations = Alterations(table, catalog, self._announcer)
+        self.uploads = Uploads(
+            self.stager,
+            staging,
+            self.writer,
+            self._announcer,
+            catalog,
+            table,
+            neighbors,
+            tasks,
+            metrics,
+        )
+        self._alterations = Alterations(table, catalog, self._announcer, self.uploads, self._turns)
+        catalog.staged = self._overlay.names
+        reader.persisted = self.uploads.persisted
+
+    async def load(self) -> None:
+        """Take up what was staged before this peer was started."""
+        await self._overlay.load()
+        await self.stager.load()
 
     def handlers(self) -> list[Handler]:
-        """Return what neighbors may ask."""
-        return [(ANNOUNCE, self._announcer.take, False)]
+        """Return what neighbors may ask, and what this host's people alone may."""
+        return [
+            (ANNOUNCE, self._announcer.take, False),
+            (TURN, self._turns.take, False),
+            (ASSERT, self._announcer.claimed, False),
+            (HOLD, self.stager.hold, False),
+            (RETARGET, self.uploads.retargeted, False),
+            (UPLOADS, self.uploads.waiting, False),
+            (ALL_UPLOADS, self.uploads.all_waiting, True),
+            (FLUSH, self.uploads.flush, True),
+        ]
 
     def for_mounts(self) -> list[LocalHandler]:
         """Return what the mounts of this host may ask."""
@@ -61,3 +132,8 @@ class Scribe:
             (RETIRE, self.writer.retire),
             (ALTER, self._alterations.alter),
         ]
+
+
+def _is_up(neighbors: RingNeighbors, peer: str) -> bool:
+    member = neighbors.view.find(peer)
+    return member is not None and member.state in (State.ACTIVE, State.SUSPECT)

@@ -95,6 +95,9 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 
+StreamHandler = tuple[Method[Any, Any], Callable[[Any], AsyncGenerator[Any, None]]]
+
+
 class Servicers:
     """What each RPC does."""
 
@@ -213,8 +216,10 @@ class PeerServer:
         passport: Passport,
         more: Sequence[Handler] = (),
         for_mounts: Sequence[LocalHandler] = (),
+        streams: Sequence[StreamHandler] = (),
     ) -> None:
-        """Serve what *servicers* does, and *more*; to the mounts of this host *for_mounts*."""
+        """Serve what *servicers* does, *more* and *streams*; to the mounts of this host
+        *for_mounts*."""
         self._border = Border(passport)
         self._health = health.aio.HealthServicer()
         neighbors: list[tuple[Method[Any, Any], Any]] = [
@@ -231,6 +236,7 @@ class PeerServer:
             _unary(self._border, INVALIDATE, servicers.invalidate),
             _unary(self._border, KEEP, servicers.keep),
             _unary(self._border, DESCRIBE, servicers.describe),
+            *(_stream(self._border, method, call) for method, call in streams),
         ]
         self._neighbor_methods = neighbors
         self._host_methods = [

@@ -92,8 +92,14 @@ class BlockStore:
         self.entries = EntryStore(Entries(index.env, writable=True), self._writer, clock)
         self.jobs = Notes(taken.env, b"jobs", threads)
         self.pins = Notes(taken.env, b"pins", threads)
+        self.staged = Notes(taken.env, b"staged", threads)
+        self.staged_names = Notes(taken.env, b"staged_names", threads)
+        self.ended = Notes(taken.env, b"ended", threads)
         self.is_pinned: Callable[[FileRecord], bool] = lambda record: False
         """Asked in a thread; what it says yes to is not evicted."""
+
+        self.held: set[bytes] = set()
+        """Versions whose bytes are promised to somebody: none of their blocks is dropped."""
 
         self._met_pinned = self._told_pinned = False
         self._pins_until_s = 0.0
@@ -187,7 +193,8 @@ class BlockStore:
         self._metrics.corrupt_blocks.inc()
         log.warning("block dropped", block=str(key), reason="checksum")
         is_kept = self._leases.get(key, 0.0) > self._clock()
-        if is_kept or key.version in self._writing or key.version in self._dropping:
+        is_used = key.version in self._writing or key.version in self._dropping
+        if is_kept or is_used or key.version in self.held:
             await self._forget(key.version, [key])
         else:
             await self.drop([key])
@@ -346,7 +353,7 @@ class BlockStore:
 
     def _oldest_first(self) -> Iterator[Candidate]:
         for version, about in sorted(self.index.files(), key=lambda item: item[1].used_s):
-            if version in self._writing:
+            if version in self._writing or version in self.held:
                 continue
             if self.is_pinned(about):
                 self._met_pinned = True
@@ -362,7 +369,7 @@ class BlockStore:
         """
         dropped_bytes = 0
         versions = {key.version for key in keys}
-        for version in versions - self._writing.keys() - self._dropping.keys():
+        for version in versions - self._writing.keys() - self._dropping.keys() - self.held:
             now_s = self._clock()
             mine = [k for k in keys if k.version == version and self._leases.get(k, 0.0) <= now_s]
             # Marked before the next await: from here on `lease` says no.
@@ -463,7 +470,7 @@ async def open_store(
 def _open_tables(taken: Claim) -> Index:
     """Open the index; a broken one is set aside with the bytes that it spoke of."""
     directory = taken.directory
-    for name in ("index", "data", "drafts"):
+    for name in ("index", "data", "drafts", "staged"):
         (directory / name).mkdir(mode=0o700, exist_ok=True)
     try:
         index = open_index(directory / "index")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mesh.blocks import DIRECTORY, Attributes, FileVersion, under_store_tag, version_of
 from mesh.errors import NotFound
-from mesh.understore.understore import UnderStore, UnderStoreSettings
+from mesh.understore.understore import Durability, UnderStore, UnderStoreSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,15 @@ class Place:
     store: UnderStore
     path: str
     """Below the under-store's root, without a leading slash."""
+
+    @property
+    def durability(self) -> Durability:
+        """What has a file here when its writer is told that it is safe."""
+        found, length = self.settings.durability, -1
+        for below, durability in self.settings.durabilities:
+            if len(below) > length and f"{self.path}/".startswith(f"{below}/"):
+                found, length = durability, len(below)
+        return found
 
     def version(self, about: Attributes) -> FileVersion:
         """Name the content that the file has while the under-store says *about* of it."""

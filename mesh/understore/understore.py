@@ -18,6 +18,8 @@ from mesh.understore.writable import Writable
 
 PAGE_ENTRIES = 1000
 
+Durability = Literal["through", "copies", "local"]
+
 
 class UnderStore(Writable, Protocol):
     """A tree of files that the mesh caches, and changes if it can."""
@@ -155,6 +157,11 @@ class UnderStoreSettings:
     """Taken away from all modes, also from those that the under-store keeps."""
 
     read_only: bool = False
+    durability: Durability = "through"
+    """What has a file when its writer is told that it is safe; see `COPIES` in peer/writer."""
+
+    durabilities: tuple[tuple[str, Durability], ...] = ()
+    """Of what lies below these paths, below the root of the under-store; the longest wins."""
 
     s3: S3Settings = field(default_factory=S3Settings)
     hdfs: HdfsSettings = field(default_factory=HdfsSettings)

@@ -25,33 +25,61 @@ _sym_db = _symbol_database.Default()
 from mesh.wire.gen import mesh_pb2 as mesh_dot_v1_dot_mesh__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mesh/v1/writes.proto\x12\x07mesh.v1\x1a\x12mesh/v1/mesh.proto\"N\n\x0bGrowRequest\x12\r\n\x05\x64raft\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x14\n\x0cstable_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04mode\x18\x04 \x01(\r\"\x0b\n\tGrowReply\"\x9b\x01\n\x0ePublishRequest\x12\r\n\x05\x64raft\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04over\x18\x04 \x01(\t\x12\x14\n\x0cis_rewritten\x18\x05 \x01(\x08\x12\x14\n\x0cis_exclusive\x18\x06 \x01(\x08\x12\x0c\n\x04mode\x18\x07 \x01(\r\x12\x10\n\x08is_again\x18\x08 \x01(\x08\"4\n\rRetireRequest\x12\r\n\x05\x64raft\x18\x01 \x01(\t\x12\x14\n\x0cis_published\x18\x02 \x01(\x08\"\r\n\x0bRetireReply\"\xdc\x01\n\x0c\x41lterRequest\x12(\n\x04verb\x18\x01 \x01(\x0e\x32\x1a.mesh.v1.AlterRequest.Verb\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x0e\n\x06target\x18\x03 \x01(\x0c\x12\x14\n\x0cis_exclusive\x18\x04 \x01(\x08\x12\x0c\n\x04mode\x18\x05 \x01(\r\"`\n\x04Verb\x12\x08\n\x04NONE\x10\x00\x12\n\n\x06REMOVE\x10\x01\x12\x12\n\x0eMAKE_DIRECTORY\x10\x02\x12\x14\n\x10REMOVE_DIRECTORY\x10\x03\x12\n\n\x06RENAME\x10\x04\x12\x0c\n\x08SET_MODE\x10\x05\"E\n\nAlterReply\x12!\n\x05\x66ound\x18\x01 \x01(\x0b\x32\x12.mesh.v1.StatReply\x12\x14\n\x0cis_mode_kept\x18\x02 \x01(\x08\"=\n\x0f\x41nnounceRequest\x12\r\n\x05\x61sker\x18\x01 \x01(\t\x12\x1b\n\x04kept\x18\x02 \x03(\x0b\x32\r.mesh.v1.Kept\"\x0f\n\rAnnounceReply2\x9d\x02\n\x06Writes\x12\x30\n\x04Grow\x12\x14.mesh.v1.GrowRequest\x1a\x12.mesh.v1.GrowReply\x12\x36\n\x07Publish\x12\x17.mesh.v1.PublishRequest\x1a\x12.mesh.v1.StatReply\x12\x36\n\x06Retire\x12\x16.mesh.v1.RetireRequest\x1a\x14.mesh.v1.RetireReply\x12\x33\n\x05\x41lter\x12\x15.mesh.v1.AlterRequest\x1a\x13.mesh.v1.AlterReply\x12<\n\x08\x41nnounce\x12\x18.mesh.v1.AnnounceRequest\x1a\x16.mesh.v1.AnnounceReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mesh/v1/writes.proto\x12\x07mesh.v1\x1a\x12mesh/v1/mesh.proto\"\x8e\x01\n\nStagedFile\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04over\x18\x04 \x01(\t\x12\x0c\n\x04mode\x18\x05 \x01(\r\x12\x10\n\x08mtime_ns\x18\x06 \x01(\x03\x12\x0f\n\x07holders\x18\x07 \x03(\t\x12\x10\n\x08queued_s\x18\x08 \x01(\x01\";\n\x0bTurnRequest\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07is_over\x18\x03 \x01(\x08\"\x0b\n\tTurnReply\"-\n\x0b\x41ssertReply\x12\x10\n\x08is_ended\x18\x01 \x01(\x08\x12\x0c\n\x04over\x18\x02 \x01(\t\"\x87\x01\n\x0bHoldRequest\x12!\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x13.mesh.v1.StagedFile\x12\r\n\x05\x61sker\x18\x02 \x01(\t\x12\x14\n\x0cstable_bytes\x18\x03 \x01(\x04\x12\x10\n\x08is_final\x18\x04 \x01(\x08\x12\x0f\n\x07is_anew\x18\x05 \x01(\x08\x12\r\n\x05\x64raft\x18\x06 \x01(\t\"\x0b\n\tHoldReply\"E\n\x0bPullRequest\x12\r\n\x05\x64raft\x18\x01 \x01(\t\x12\x13\n\x0b\x66irst_piece\x18\x02 \x01(\x04\x12\x12\n\nstop_bytes\x18\x03 \x01(\x04\"M\n\x0fRetargetRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07is_over\x18\x02 \x01(\x08\x12\x0c\n\x04path\x18\x03 \x01(\x0c\x12\x0c\n\x04over\x18\x04 \x01(\t\"\x1d\n\rRetargetReply\x12\x0c\n\x04over\x18\x01 \x01(\t\"\x10\n\x0eUploadsRequest\"1\n\x0cUploadsReply\x12!\n\x07waiting\x18\x01 \x03(\x0b\x32\x10.mesh.v1.Waiting\"m\n\x07Waiting\x12!\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x13.mesh.v1.StagedFile\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12\x12\n\nsent_bytes\x18\x03 \x01(\x04\x12\r\n\x05tries\x18\x04 \x01(\r\x12\x0e\n\x06reason\x18\x05 \x01(\x0c\"/\n\x0c\x46lushRequest\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"\x1d\n\nFlushReply\x12\x0f\n\x07waiting\x18\x01 \x01(\r\"N\n\x0bGrowRequest\x12\r\n\x05\x64raft\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x14\n\x0cstable_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04mode\x18\x04 \x01(\r\"\x0b\n\tGrowReply\"\x9b\x01\n\x0ePublishRequest\x12\r\n\x05\x64raft\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04over\x18\x04 \x01(\t\x12\x14\n\x0cis_rewritten\x18\x05 \x01(\x08\x12\x14\n\x0cis_exclusive\x18\x06 \x01(\x08\x12\x0c\n\x04mode\x18\x07 \x01(\r\x12\x10\n\x08is_again\x18\x08 \x01(\x08\"4\n\rRetireRequest\x12\r\n\x05\x64raft\x18\x01 \x01(\t\x12\x14\n\x0cis_published\x18\x02 \x01(\x08\"\r\n\x0bRetireReply\"\xdc\x01\n\x0c\x41lterRequest\x12(\n\x04verb\x18\x01 \x01(\x0e\x32\x1a.mesh.v1.AlterRequest.Verb\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x0e\n\x06target\x18\x03 \x01(\x0c\x12\x14\n\x0cis_exclusive\x18\x04 \x01(\x08\x12\x0c\n\x04mode\x18\x05 \x01(\r\"`\n\x04Verb\x12\x08\n\x04NONE\x10\x00\x12\n\n\x06REMOVE\x10\x01\x12\x12\n\x0eMAKE_DIRECTORY\x10\x02\x12\x14\n\x10REMOVE_DIRECTORY\x10\x03\x12\n\n\x06RENAME\x10\x04\x12\x0c\n\x08SET_MODE\x10\x05\"E\n\nAlterReply\x12!\n\x05\x66ound\x18\x01 \x01(\x0b\x32\x12.mesh.v1.StatReply\x12\x14\n\x0cis_mode_kept\x18\x02 \x01(\x08\"\x9a\x01\n\x0f\x41nnounceRequest\x12\r\n\x05\x61sker\x18\x01 \x01(\t\x12\x1b\n\x04kept\x18\x02 \x03(\x0b\x32\r.mesh.v1.Kept\x12#\n\x06staged\x18\x03 \x03(\x0b\x32\x13.mesh.v1.StagedFile\x12\x0f\n\x07is_copy\x18\x04 \x01(\x08\x12\x14\n\x0cis_persisted\x18\x05 \x01(\x08\x12\x0f\n\x07is_move\x18\x06 \x01(\x08\"\x0f\n\rAnnounceReply2\xd2\x05\n\x06Writes\x12\x30\n\x04Grow\x12\x14.mesh.v1.GrowRequest\x1a\x12.mesh.v1.GrowReply\x12\x36\n\x07Publish\x12\x17.mesh.v1.PublishRequest\x1a\x12.mesh.v1.StatReply\x12\x36\n\x06Retire\x12\x16.mesh.v1.RetireRequest\x1a\x14.mesh.v1.RetireReply\x12\x33\n\x05\x41lter\x12\x15.mesh.v1.AlterRequest\x1a\x13.mesh.v1.AlterReply\x12<\n\x08\x41nnounce\x12\x18.mesh.v1.AnnounceRequest\x1a\x16.mesh.v1.AnnounceReply\x12\x30\n\x04Turn\x12\x14.mesh.v1.TurnRequest\x1a\x12.mesh.v1.TurnReply\x12\x33\n\x06\x41ssert\x12\x13.mesh.v1.StagedFile\x1a\x14.mesh.v1.AssertReply\x12\x30\n\x04Hold\x12\x14.mesh.v1.HoldRequest\x1a\x12.mesh.v1.HoldReply\x12.\n\x04Pull\x12\x14.mesh.v1.PullRequest\x1a\x0e.mesh.v1.Piece0\x01\x12<\n\x08Retarget\x12\x18.mesh.v1.RetargetRequest\x1a\x16.mesh.v1.RetargetReply\x12\x39\n\x07Uploads\x12\x17.mesh.v1.UploadsRequest\x1a\x15.mesh.v1.UploadsReply\x12<\n\nAllUploads\x12\x17.mesh.v1.UploadsRequest\x1a\x15.mesh.v1.UploadsReply\x12\x33\n\x05\x46lush\x12\x15.mesh.v1.FlushRequest\x1a\x13.mesh.v1.FlushReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mesh.v1.writes_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GROWREQUEST']._serialized_start=53
-  _globals['_GROWREQUEST']._serialized_end=131
-  _globals['_GROWREPLY']._serialized_start=133
-  _globals['_GROWREPLY']._serialized_end=144
-  _globals['_PUBLISHREQUEST']._serialized_start=147
-  _globals['_PUBLISHREQUEST']._serialized_end=302
-  _globals['_RETIREREQUEST']._serialized_start=304
-  _globals['_RETIREREQUEST']._serialized_end=356
-  _globals['_RETIREREPLY']._serialized_start=358
-  _globals['_RETIREREPLY']._serialized_end=371
-  _globals['_ALTERREQUEST']._serialized_start=374
-  _globals['_ALTERREQUEST']._serialized_end=594
-  _globals['_ALTERREQUEST_VERB']._serialized_start=498
-  _globals['_ALTERREQUEST_VERB']._serialized_end=594
-  _globals['_ALTERREPLY']._serialized_start=596
-  _globals['_ALTERREPLY']._serialized_end=665
-  _globals['_ANNOUNCEREQUEST']._serialized_start=667
-  _globals['_ANNOUNCEREQUEST']._serialized_end=728
-  _globals['_ANNOUNCEREPLY']._serialized_start=730
-  _globals['_ANNOUNCEREPLY']._serialized_end=745
-  _globals['_WRITES']._serialized_start=748
-  _globals['_WRITES']._serialized_end=1033
+  _globals['_STAGEDFILE']._serialized_start=54
+  _globals['_STAGEDFILE']._serialized_end=196
+  _globals['_TURNREQUEST']._serialized_start=198
+  _globals['_TURNREQUEST']._serialized_end=257
+  _globals['_TURNREPLY']._serialized_start=259
+  _globals['_TURNREPLY']._serialized_end=270
+  _globals['_ASSERTREPLY']._serialized_start=272
+  _globals['_ASSERTREPLY']._serialized_end=317
+  _globals['_HOLDREQUEST']._serialized_start=320
+  _globals['_HOLDREQUEST']._serialized_end=455
+  _globals['_HOLDREPLY']._serialized_start=457
+  _globals['_HOLDREPLY']._serialized_end=468
+  _globals['_PULLREQUEST']._serialized_start=470
+  _globals['_PULLREQUEST']._serialized_end=539
+  _globals['_RETARGETREQUEST']._serialized_start=541
+  _globals['_RETARGETREQUEST']._serialized_end=618
+  _globals['_RETARGETREPLY']._serialized_start=620
+  _globals['_RETARGETREPLY']._serialized_end=649
+  _globals['_UPLOADSREQUEST']._serialized_start=651
+  _globals['_UPLOADSREQUEST']._serialized_end=667
+  _globals['_UPLOADSREPLY']._serialized_start=669
+  _globals['_UPLOADSREPLY']._serialized_end=718
+  _globals['_WAITING']._serialized_start=720
+  _globals['_WAITING']._serialized_end=829
+  _globals['_FLUSHREQUEST']._serialized_start=831
+  _globals['_FLUSHREQUEST']._serialized_end=878
+  _globals['_FLUSHREPLY']._serialized_start=880
+  _globals['_FLUSHREPLY']._serialized_end=909
+  _globals['_GROWREQUEST']._serialized_start=911
+  _globals['_GROWREQUEST']._serialized_end=989
+  _globals['_GROWREPLY']._serialized_start=991
+  _globals['_GROWREPLY']._serialized_end=1002
+  _globals['_PUBLISHREQUEST']._serialized_start=1005
+  _globals['_PUBLISHREQUEST']._serialized_end=1160
+  _globals['_RETIREREQUEST']._serialized_start=1162
+  _globals['_RETIREREQUEST']._serialized_end=1214
+  _globals['_RETIREREPLY']._serialized_start=1216
+  _globals['_RETIREREPLY']._serialized_end=1229
+  _globals['_ALTERREQUEST']._serialized_start=1232
+  _globals['_ALTERREQUEST']._serialized_end=1452
+  _globals['_ALTERREQUEST_VERB']._serialized_start=1356
+  _globals['_ALTERREQUEST_VERB']._serialized_end=1452
+  _globals['_ALTERREPLY']._serialized_start=1454
+  _globals['_ALTERREPLY']._serialized_end=1523
+  _globals['_ANNOUNCEREQUEST']._serialized_start=1526
+  _globals['_ANNOUNCEREQUEST']._serialized_end=1680
+  _globals['_ANNOUNCEREPLY']._serialized_start=1682
+  _globals['_ANNOUNCEREPLY']._serialized_end=1697
+  _globals['_WRITES']._serialized_start=1700
+  _globals['_WRITES']._serialized_end=2422
 # @@protoc_insertion_point(module_scope)

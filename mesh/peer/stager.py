@@ -1,0 +1,376 @@
+"""Files that are safe on the disks of peers before the under-store has them.
+
+    writer   draft  →  stable bytes told to a holder while it is written (HOLD)
+             close  →  the rest; fsync and journal, here and there  →  announced as staged
+    holder   pulls what it was told of from the writer (PULL)  →  fsync, journal
+
+What both have journaled survives the death of either. `uploads` brings it into the
+under-store, and then it is a block like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+
+import structlog
+from crc32c import crc32c
+
+from mesh.blocks import MIB, PIECE_BYTES, FileVersion, piece_range
+from mesh.clock import Clock, monotonic_s
+from mesh.errors import BlockCorrupt, MeshError, NotFound, StoreFull, Unavailable
+from mesh.membership.view import State
+from mesh.metrics import Metrics
+from mesh.paths import spot_of
+from mesh.peer.announcer import Announcer
+from mesh.peer.neighbors import RingNeighbors
+from mesh.peer.once import quietly
+from mesh.peer.turns import Turns
+from mesh.store.drafts import Digests, Drafts, make_draft, new_token, read_part
+from mesh.store.extents import write_all
+from mesh.store.staging import Staging
+from mesh.store.store import BlockStore
+from mesh.understore.table import MountTable
+from mesh.wire.messages import Nothing, Piece, StatReply
+from mesh.wire.writes import (
+    HOLD,
+    PULL,
+    GrowRequest,
+    HoldRequest,
+    PublishRequest,
+    PullRequest,
+    StagedFile,
+    decode_staged,
+    encode_staged,
+)
+
+log = structlog.get_logger()
+
+PULLED_BYTES = 32 * MIB
+"""What a holder is told of at once."""
+
+HOLD_TIMEOUT_S = 600.0
+HOLDERS_TRIED = 3
+INCOMING_MAX = 256
+DIGEST_BYTES = 8 * MIB
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    """A draft of this host on its way to a holder."""
+
+    holder: str
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    told_bytes: int = 0
+    stable_bytes: int = 0
+    is_telling: bool = False
+
+
+@dataclass(slots=True)
+class _Incoming:
+    """A draft of another host on its way here."""
+
+    fd: int
+    draft: str
+    digests: Digests
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Stager:
+    """What this node has on disk and the under-store has not."""
+
+    def __init__(
+        self,
+        store: BlockStore,
+        staging: Staging,
+        drafts: Drafts,
+        neighbors: RingNeighbors,
+        table: MountTable,
+        announcer: Announcer,
+        turns: Turns,
+        tasks: asyncio.TaskGroup,
+        metrics: Metrics,
+        *,
+        directory: Path,
+        limit_bytes: int,
+        clock: Clock = monotonic_s,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Keep at most *limit_bytes*; more goes through."""
+        self.files: dict[str, StagedFile] = {}
+        self.staged_bytes = 0
+        self.added = asyncio.Event()
+        self._store = store
+        self._staging = staging
+        self._drafts = drafts
+        self._neighbors = neighbors
+        self._table = table
+        self._announcer = announcer
+        self._turns = turns
+        self._tasks = tasks
+        self._metrics = metrics
+        self._directory = directory
+        self._limit_bytes = limit_bytes
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._outgoing: dict[str, _Outgoing] = {}
+        self._incoming: dict[str, _Incoming] = {}
+
+    async def load(self) -> None:
+        """Take up what was staged before this peer was started."""
+        for token, record in (await self._staging.load()).items():
+            file = decode_staged(record)
+            self._note(file)
+            version = self.version(file)
+            self._store.held.add(version.id)
+            if version.block_count and not await self._store.holds(version, 0):
+                path = self._staging.path(token)
+                digests = await asyncio.to_thread(
+                    _digested, path, file.size_bytes, version.block_bytes
+                )
+                await self._adopt(file, path, digests)
+            log.info("staged before", path=file.path, size_bytes=file.size_bytes)
+
+    def has_room(self, size_bytes: int) -> bool:
+        return self.staged_bytes + size_bytes <= self._limit_bytes
+
+    def version(self, file: StagedFile) -> FileVersion:
+        return self._table.place(file.path).version(file.attributes)
+
+    # The writer's side
+
+    async def grow(self, request: GrowRequest) -> None:
+        """Tell a holder what is stable of a draft; nobody waits for that."""
+        out = self._outgoing.get(request.draft)
+        if out is None:
+            holder = next(self._candidates(request.draft), None)
+            if holder is None or len(self._outgoing) >= INCOMING_MAX:
+                return
+            out = self._outgoing[request.draft] = _Outgoing(holder)
+        out.stable_bytes = max(out.stable_bytes, request.stable_bytes)
+        if not out.is_telling:
+            out.is_telling = True
+            work = quietly(self._tell(request, out))
+            self._tasks.create_task(work, name=f"hold {request.path}")
+
+    async def _tell(self, request: GrowRequest, out: _Outgoing) -> None:
+        try:
+            async with out.turn:
+                while out.stable_bytes - out.told_bytes >= PULLED_BYTES:
+                    goal_bytes = out.told_bytes + PULLED_BYTES
+                    file = StagedFile("", request.path, 0, "", 0, 0, (), 0.0)
+                    hold = HoldRequest(file, self._neighbors.me, goal_bytes, request.draft)
+                    await self._ask(out.holder, hold)
+                    out.told_bytes = goal_bytes
+        finally:
+            out.is_telling = False
+
+    async def publish(self, request: PublishRequest, *, copies: int) -> StatReply | None:
+        """Have a draft safe on so many peers, and seen by everybody; None where that can't be."""
+        spot = spot_of(self._table, request.path)
+        path = self._drafts.path(request.draft)
+        now_s = self._wall_clock()
+        file = StagedFile(
+            token=new_token(),
+            path=request.path,
+            size_bytes=request.size_bytes,
+            over=request.over,
+            mode=request.mode,
+            mtime_ns=int(now_s * 1e9),
+            holders=(self._neighbors.me,),
+            queued_s=now_s,
+        )
+        digested = asyncio.create_task(
+            asyncio.to_thread(_digested, path, request.size_bytes, spot.place.settings.block_bytes),
+            name=f"digest {file.path}",
+        )
+        try:
+            if copies > 1:
+                held = await self._held(request, file)
+                if held is None:
+                    return None
+                file = held
+            digests = await digested
+        finally:
+            digested.cancel()
+        await self.keep(file, path, digests)
+        try:
+            async with self._turns.of(file.path):
+                await self._announcer.announce_staged(file)
+        except MeshError:
+            await self.forget(file.token)
+            raise
+        reply = spot.reply(file.attributes, known_s=0.0, fresh_s=spot.place.settings.max_age_s)
+        self.added.set()
+        return reply
+
+    async def _held(self, request: PublishRequest, file: StagedFile) -> StagedFile | None:
+        """Have another peer hold all of a draft; return the file with who does."""
+        out = self._outgoing.pop(request.draft, None)
+        names = [] if out is None else [out.holder]
+        names += [n for n in self._candidates(request.draft) if n not in names]
+        for holder in names[:HOLDERS_TRIED]:
+            held = replace(file, holders=(self._neighbors.me, holder))
+            hold = HoldRequest(
+                held,
+                self._neighbors.me,
+                request.size_bytes,
+                request.draft,
+                is_final=True,
+                is_anew=request.is_rewritten,
+            )
+            try:
+                if out is not None:
+                    async with out.turn:
+                        await self._ask(holder, hold)
+                else:
+                    await self._ask(holder, hold)
+            except (Unavailable, StoreFull, NotFound, BlockCorrupt) as error:
+                log.warning("not held", path=file.path, peer=holder, reason=str(error))
+                continue
+            return held
+        return None
+
+    def _candidates(self, draft: str) -> Iterator[str]:
+        """Yield who may hold a draft, those of other zones first."""
+        view = self._neighbors.view
+        me = view.find(self._neighbors.me)
+        key = blake2b(draft.encode(), digest_size=16).digest()
+        names = self._neighbors.ring.owners(key, copies=8)
+        members = [view.find(name) for name in names if name != self._neighbors.me]
+        well = [
+            m
+            for m in members
+            if m is not None and m.state is State.ACTIVE and not self._neighbors.is_broken(m.name)
+        ]
+        zone = "" if me is None else me.zone
+        yield from (m.name for m in sorted(well, key=lambda m: m.zone == zone))
+
+    async def _ask(self, holder: str, request: HoldRequest) -> None:
+        await self._neighbors.ask(holder, HOLD, request, timeout_s=HOLD_TIMEOUT_S)
+
+    async def pull(self, request: PullRequest) -> AsyncGenerator[Piece, None]:
+        """Yield pieces of a draft of this host, from one on."""
+        path = self._drafts.path(request.draft)
+        number = request.first_piece
+        while number * PIECE_BYTES < request.stop_bytes:
+            start_bytes, size_bytes = piece_range(number, length_bytes=request.stop_bytes)
+            data = await asyncio.to_thread(read_part, path, start_bytes, size_bytes)
+            yield Piece(number, crc32c(data), data)
+            number += 1
+
+    def gave_up(self, draft: str) -> None:
+        """Note that a draft is written no more."""
+        self._outgoing.pop(draft, None)
+
+    # The holder's side
+
+    async def hold(self, request: HoldRequest) -> Nothing:
+        """Bring so much of a draft of another peer here; all of it is durable on return."""
+        incoming = self._incoming.get(request.draft)
+        if incoming is None:
+            if len(self._incoming) >= INCOMING_MAX:
+                raise StoreFull(f"{INCOMING_MAX} files are on their way here already")
+            if not self.has_room(request.stable_bytes) or self._store.room().is_full(0):
+                raise StoreFull("no room for files of others")
+            fd = await asyncio.to_thread(make_draft, self._directory, request.draft)
+            incoming = self._incoming[request.draft] = _Incoming(
+                fd, request.draft, self._digests(request)
+            )
+        try:
+            async with incoming.turn:
+                if request.is_anew:
+                    await asyncio.to_thread(os.ftruncate, incoming.fd, 0)
+                    incoming.digests = self._digests(request)
+                await self._pull(incoming, request)
+                if request.is_final:
+                    await self.keep(
+                        request.file, self._drafts.path(incoming.draft), incoming.digests
+                    )
+        except BaseException:
+            await self._drop_incoming(incoming)
+            raise
+        if request.is_final:
+            await self._drop_incoming(incoming)
+        return Nothing()
+
+    def _digests(self, request: HoldRequest) -> Digests:
+        return Digests(self._table.place(request.file.path).settings.block_bytes)
+
+    async def _pull(self, incoming: _Incoming, request: HoldRequest) -> None:
+        digests = incoming.digests
+        if digests.size_bytes >= request.stable_bytes:
+            return
+        wanted = PullRequest(
+            incoming.draft, digests.size_bytes // PIECE_BYTES, request.stable_bytes
+        )
+        async for piece in self._neighbors.pieces(request.asker, PULL, wanted):
+            if not piece.data:
+                continue
+            if crc32c(piece.data) != piece.crc:
+                raise BlockCorrupt(f"piece {piece.number} of draft {incoming.draft}")
+            await asyncio.to_thread(_put, incoming, bytes(piece.data))
+        if digests.size_bytes != request.stable_bytes:
+            raise Unavailable(f"draft {incoming.draft} ended too early")
+
+    async def _drop_incoming(self, incoming: _Incoming) -> None:
+        if self._incoming.get(incoming.draft) is incoming:
+            del self._incoming[incoming.draft]
+            os.close(incoming.fd)
+            with suppress(NotFound):
+                await self._drafts.remove(incoming.draft)
+
+    # What is kept here
+
+    async def keep(self, file: StagedFile, path: Path, digests: Digests) -> None:
+        """Have a file durable here, and readable as blocks."""
+        self._store.held.add(self.version(file).id)
+        await self._staging.put(file.token, encode_staged(file), path)
+        self._note(file)
+        await self._adopt(file, path, digests)
+
+    async def _adopt(self, file: StagedFile, path: Path, digests: Digests) -> None:
+        version = self.version(file)
+        await self._drafts.adopt(
+            path, version, digests, lambda index: self._neighbors.rank(version.key(index))
+        )
+
+    def _note(self, file: StagedFile) -> None:
+        before = self.files.get(file.token)
+        self.staged_bytes += file.size_bytes - (0 if before is None else before.size_bytes)
+        self.files[file.token] = file
+        self._metrics.staged_bytes.set(self.staged_bytes)
+
+    async def change(self, file: StagedFile) -> None:
+        """Keep another path, or another thing to replace, of a file that is here."""
+        self._note(file)
+        await self._staging.change(file.token, encode_staged(file))
+
+    async def forget(self, token: str) -> None:
+        """Let a file go: the under-store has it, or nobody wants it any more."""
+        file = self.files.pop(token, None)
+        if file is None:
+            return
+        self.staged_bytes -= file.size_bytes
+        self._metrics.staged_bytes.set(self.staged_bytes)
+        await self._staging.remove(token)
+        self._store.held.discard(self.version(file).id)
+
+
+def _put(incoming: _Incoming, data: bytes) -> None:
+    write_all(incoming.fd, data, incoming.digests.size_bytes)
+    incoming.digests.add(data)
+
+
+def _digested(path: Path, size_bytes: int, block_bytes: int) -> Digests:
+    """Return the checksums of a file; `NotFound` when it is not so long."""
+    digests = Digests(block_bytes)
+    while (rest_bytes := size_bytes - digests.size_bytes) > 0:
+        digests.add(read_part(path, digests.size_bytes, min(DIGEST_BYTES, rest_bytes)))
+    return digests

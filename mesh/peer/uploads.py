@@ -1,0 +1,323 @@
+"""Staged files on their way into the under-store, first in first out.
+
+The writer uploads what it has staged; when it is gone, the next holder that is there does.
+Before each try the owner of the directory is asked whether it is still wanted, and what it
+replaces is looked at when it is published: so two that upload the same thing, or one that
+comes back after a newer file was written, undo nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+
+import structlog
+
+from mesh.blocks import Attributes, FileVersion, is_staged
+from mesh.clock import Clock, monotonic_s
+from mesh.errors import MeshError, NotFound, Stale, Unavailable
+from mesh.membership.view import State
+from mesh.metrics import Metrics
+from mesh.peer.announcer import Announcer
+from mesh.peer.catalog import Catalog
+from mesh.peer.neighbors import RingNeighbors
+from mesh.peer.once import quietly
+from mesh.peer.stager import Stager
+from mesh.peer.writer import Writer
+from mesh.store.staging import Staging
+from mesh.understore.table import MountTable, plain
+from mesh.wire.messages import Kept, Nothing
+from mesh.wire.writes import (
+    RETARGET,
+    UPLOADS,
+    FlushReply,
+    FlushRequest,
+    RetargetReply,
+    RetargetRequest,
+    StagedFile,
+    UploadsReply,
+    Waiting,
+)
+
+log = structlog.get_logger()
+
+AT_ONCE = 4
+CLAIM_EVERY_S = 5.0
+LOOK_EVERY_S = 0.5
+PAUSE_S, PAUSE_MAX_S = 0.5, 30.0
+TAKEOVER_S = 3.0
+"""For so long a writer must have been gone before somebody else uploads for it."""
+
+CALL_TIMEOUT_S = 60.0
+POLL_S = 0.1
+
+
+@dataclass(slots=True)
+class _Job:
+    """What is known of one staged file's upload."""
+
+    sent_bytes: int = 0
+    tries: int = 0
+    reason: str = ""
+    next_s: float = 0.0
+    claimed_s: float = 0.0
+    is_shown: bool = False
+    """Whether the under-store may have it by now."""
+
+    is_kept: bool = False
+    """Whether it is about to go elsewhere, and nothing may begin."""
+
+    task: asyncio.Task[None] | None = None
+
+
+class _Ended(MeshError):
+    """Nobody wants a staged file any more."""
+
+
+class Uploads:
+    """The staged files of this node, and when they go."""
+
+    def __init__(
+        self,
+        stager: Stager,
+        staging: Staging,
+        writer: Writer,
+        announcer: Announcer,
+        catalog: Catalog,
+        table: MountTable,
+        neighbors: RingNeighbors,
+        tasks: asyncio.TaskGroup,
+        metrics: Metrics,
+        *,
+        clock: Clock = monotonic_s,
+    ) -> None:
+        self._stager = stager
+        self._staging = staging
+        self._writer = writer
+        self._announcer = announcer
+        self._catalog = catalog
+        self._table = table
+        self._neighbors = neighbors
+        self._tasks = tasks
+        self._metrics = metrics
+        self._clock = clock
+        self._jobs: dict[str, _Job] = {}
+        self._gone_since_s: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Upload what is staged here, for as long as this peer runs."""
+        while True:
+            self._stager.added.clear()
+            for file in sorted(self._stager.files.values(), key=lambda f: f.queued_s):
+                self._look_at(file)
+            for token in self._jobs.keys() - self._stager.files.keys():
+                del self._jobs[token]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._stager.added.wait()
+
+    def _look_at(self, file: StagedFile) -> None:
+        """Begin what is due for a file."""
+        now_s = self._clock()
+        job = self._jobs.setdefault(file.token, _Job(claimed_s=now_s))
+        if job.task is not None or job.is_kept or now_s < job.next_s:
+            return
+        running = sum(each.task is not None for each in self._jobs.values())
+        work: Callable[[StagedFile, _Job], object] | None = None
+        if self._is_mine(file) and running < AT_ONCE:
+            work = self._upload
+        elif now_s - job.claimed_s > CLAIM_EVERY_S:
+            work = self._claim
+        if work is not None:
+            run = quietly(self._run(work, file, job))
+            job.task = self._tasks.create_task(run, name=f"upload {file.path}")
+
+    async def _run(self, work: Callable[..., object], file: StagedFile, job: _Job) -> None:
+        try:
+            await work(file, job)  # type: ignore[misc]  # one of the two below
+        finally:
+            job.task = None
+            self._stager.added.set()
+
+    def _is_mine(self, file: StagedFile) -> bool:
+        """Whether this peer is the first of a file's holders that is there."""
+        for holder in file.holders:
+            if holder == self._neighbors.me:
+                return True
+            if not self._is_gone(holder):
+                return False
+        return False
+
+    def _is_gone(self, peer: str) -> bool:
+        member = self._neighbors.view.find(peer)
+        is_there = member is not None and member.state in (State.ACTIVE, State.JOINING)
+        if is_there and not self._neighbors.is_broken(peer):
+            self._gone_since_s.pop(peer, None)
+            return False
+        since_s = self._gone_since_s.setdefault(peer, self._clock())
+        return self._clock() - since_s > TAKEOVER_S
+
+    async def _claim(self, file: StagedFile, job: _Job) -> StagedFile | None:
+        """Ask whether a file is still wanted; let it go if not."""
+        reply = await self._announcer.claim(file)
+        job.claimed_s = self._clock()
+        if reply.is_ended:
+            log.info("staged file ended", path=file.path)
+            await self._stager.forget(file.token)
+            return None
+        if reply.over != file.over:
+            file = replace(file, over=reply.over)
+            await self._stager.change(file)
+        return file
+
+    async def _upload(self, file: StagedFile, job: _Job) -> None:
+        try:
+            wanted = await self._claim(file, job)
+            if wanted is None:
+                return
+            await self._writer.persist(
+                wanted,
+                partial(self._staging.read, file.token),
+                lambda found: self._may_replace(file, found),
+                lambda over: self._is_wanted(file, job),
+            )
+        except _Ended:
+            await self._stager.forget(file.token)
+            return
+        except Stale as error:
+            log.error("conflict", path=file.path, reason=str(error))
+            await self._announcer.announce(Kept(file.path, None, 0.0))
+            with suppress(MeshError):
+                await self._catalog.stat(file.path, refresh=True)
+        except MeshError as error:
+            job.is_shown = False
+            job.tries += 1
+            job.reason = str(error)
+            job.next_s = self._clock() + min(PAUSE_S * 2 ** min(job.tries, 10), PAUSE_MAX_S)
+            self._metrics.upload_failures.inc()
+            log.warning("not uploaded", path=file.path, tries=job.tries, reason=job.reason)
+            return
+        await self._end(file)
+
+    async def _is_wanted(self, file: StagedFile, job: _Job) -> str:
+        """Return what a file is to replace, at the moment when it is about to be shown."""
+        reply = await self._announcer.claim(file)
+        if reply.is_ended:
+            raise _Ended(file.path)
+        job.is_shown = True
+        return reply.over
+
+    async def _may_replace(self, file: StagedFile, found: Attributes) -> bool:
+        """Whether the mesh has put there what was met: another file that was staged before."""
+        reply = await self._announcer.claim(file)
+        if reply.is_ended:
+            raise _Ended(file.path)
+        return reply.over == found.tag
+
+    async def _end(self, file: StagedFile) -> None:
+        """Let a file go, here and at its other holders."""
+        await self._stager.forget(file.token)
+        over = RetargetRequest(file.token, is_over=True)
+        for holder in file.holders:
+            if holder != self._neighbors.me:
+                # One who does not hear it asks the owner, and is told.
+                await quietly(self._retarget_at(holder, over))
+
+    # What is done to staged files
+
+    async def retargeted(self, request: RetargetRequest) -> RetargetReply:
+        """Let a staged file go, or have it go to another path; raises `NotFound` if it is
+        not here."""
+        job = self._jobs.setdefault(request.token, _Job(claimed_s=self._clock()))
+        job.is_kept = True
+        try:
+            if job.task is not None:
+                if not job.is_shown:
+                    job.task.cancel()
+                await asyncio.wait({job.task})
+            file = self._stager.files.get(request.token)
+            if file is None:
+                raise NotFound(f"nothing is staged here as {request.token}")
+            if request.is_over:
+                await self._stager.forget(request.token)
+            else:
+                await self._stager.change(replace(file, path=request.path, over=request.over))
+            return RetargetReply(file.over)
+        finally:
+            job.is_kept = False
+            self._stager.added.set()
+
+    async def retarget(self, holders: list[str], request: RetargetRequest) -> str | None:
+        """Tell all holders of a file; return what it would have replaced, None if none is
+        there any more, because it is persisted by now."""
+        over: str | None = None
+        failure: MeshError | None = None
+        for holder in holders:
+            try:
+                reply = await self._retarget_at(holder, request)
+                over = reply.over if over is None else over
+            except NotFound:
+                continue
+            except Unavailable as error:
+                failure = error
+        if over is None and failure is not None:
+            raise failure
+        return over
+
+    async def _retarget_at(self, holder: str, request: RetargetRequest) -> RetargetReply:
+        if holder == self._neighbors.me:
+            return await self.retargeted(request)
+        return await self._neighbors.ask(holder, RETARGET, request, timeout_s=CALL_TIMEOUT_S)
+
+    # For people
+
+    async def waiting(self, request: Nothing) -> UploadsReply:
+        """Say what waits here."""
+        found = []
+        for file in sorted(self._stager.files.values(), key=lambda f: f.queued_s):
+            job = self._jobs.get(file.token, _Job())
+            me = self._neighbors.me
+            found.append(Waiting(file, me, job.sent_bytes, job.tries, job.reason))
+        return UploadsReply(tuple(found))
+
+    async def all_waiting(self, request: Nothing) -> UploadsReply:
+        """Say what waits anywhere, each file once; of peers that don't answer nothing."""
+        names = [m.name for m in self._neighbors.view.members if m.name != self._neighbors.me]
+        asked = [self._neighbors.ask(n, UPLOADS, request, timeout_s=CALL_TIMEOUT_S) for n in names]
+        replies = await asyncio.gather(*asked, return_exceptions=True)
+        found: dict[str, Waiting] = {}
+        for reply in [await self.waiting(request), *replies]:
+            if isinstance(reply, UploadsReply):
+                for one in reply.waiting:
+                    if one.file.token not in found or one.peer == one.file.holders[0]:
+                        found[one.file.token] = one
+        return UploadsReply(tuple(sorted(found.values(), key=lambda w: w.file.queued_s)))
+
+    async def flush(self, request: FlushRequest) -> FlushReply:
+        """Wait until nothing waits at or below a path, but not for longer than asked."""
+        path = plain(request.path)
+        deadline_s = self._clock() + request.timeout_s
+        while True:
+            waiting = (await self.all_waiting(Nothing())).waiting
+            left = [one for one in waiting if _is_below(one.file.path, path)]
+            if not left or self._clock() >= deadline_s:
+                return FlushReply(len(left))
+            await asyncio.sleep(POLL_S)
+
+    async def persisted(self, file: FileVersion) -> FileVersion:
+        """Return under which names the under-store has what was staged; `Stale` if it has not."""
+        for path in self._table.paths_of(file.source, file.path):
+            with suppress(NotFound):
+                found = (await self._catalog.stat(path)).file
+                if found is not None and found.id == file.id and is_staged(found.tag):
+                    found = (await self._catalog.stat(path, refresh=True)).file
+                if found is not None and found.id == file.id and not is_staged(found.tag):
+                    return found
+        raise Stale(f"{file.path}: its holders are gone")
+
+
+def _is_below(path: str, above: str) -> bool:
+    return not above or path == above or path.startswith(f"{above}/")

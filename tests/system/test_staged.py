@@ -1,0 +1,308 @@
+"""Files that are on the disks of peers before the under-store has them, through real mounts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.system.hosts import Hosts, directory, mesh, until
+from tests.system.test_write import do
+
+pytestmark = pytest.mark.fuse
+
+MIB = 1024 * 1024
+NAMES = ["one", "two", "three"]
+
+
+@contextmanager
+def mounted(
+    root: Path,
+    durability: str,
+    names: list[str] = NAMES,
+    *,
+    store: str = 'capacity = "40GiB"',
+    max_age: str = '"60s"',
+) -> Iterator[tuple[Hosts, list[Path], Path]]:
+    data = root / "data"
+    data.mkdir(exist_ok=True)
+    table = directory(data, durability=f'"{durability}"', max_age=max_age)
+    with Hosts(root, names, table, store=store, peer="check_under_stores = false") as hosts:
+        hosts.start()
+        yield hosts, [hosts.mount(name) for name in names], data
+
+
+def away(data: Path) -> Path:
+    """Have the under-store not answer: its directory is not there."""
+    elsewhere = data.with_name("data-away")
+    data.rename(elsewhere)
+    return elsewhere
+
+
+def uploads(hosts: Hosts, by: str) -> list[dict[str, object]]:
+    done = mesh("uploads", "--json", "-c", str(hosts.config(by)))
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, object]] = json.loads(done.stdout)["uploads"]
+    return found
+
+
+def flushed(hosts: Hosts, by: str, path: str = "/") -> None:
+    done = mesh("flush", path, "--timeout", "50s", "-c", str(hosts.config(by)))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("durability", "copies"), [("copies", 2), ("local", 1)])
+def test_a_file_is_read_everywhere_before_it_is_persisted(
+    tmp_path: Path, durability: str, copies: int
+) -> None:
+    with mounted(tmp_path, durability) as (hosts, (one, two, three), data):
+        for view in (one, two, three):
+            do(view, "os.listdir(view)")  # then it is known what is not there
+        elsewhere = away(data)
+        content = os.urandom(40 * MIB + 5)
+        source = tmp_path / "source"
+        source.write_bytes(content)
+        told = do(
+            one,
+            """
+source = Path(sys.argv[2])
+(view / "big").write_bytes(source.read_bytes())
+(view / "small").write_bytes(b"small")
+for name in ("persisted", "copies", "queued_since"):
+    print(os.getxattr(view / "big", f"user.mesh.{name}").decode())
+""",
+            str(source),
+        ).splitlines()
+        assert told[:2] == ["0", str(copies)]
+        assert float(told[2]) > 1e9
+        for view in (two, three):
+            same = do(
+                view,
+                "print((view / 'big').read_bytes() == Path(sys.argv[2]).read_bytes(), "
+                "(view / 'small').read_bytes())",
+                str(source),
+            )
+            assert same == "True b'small'"
+        waiting = uploads(hosts, "three")
+        assert [one["path"] for one in waiting] == ["big", "small"]
+        assert {len(one["holders"]) for one in waiting} == {copies}  # type: ignore[arg-type]
+        elsewhere.rename(data)
+        flushed(hosts, "two")
+        assert (data / "big").read_bytes() == content
+        assert (data / "small").read_bytes() == b"small"
+        assert sorted(p.name for p in data.iterdir()) == ["big", "small"]
+        until(lambda: uploads(hosts, "one") == [], "nothing waits")
+        for name in NAMES:
+            assert list((hosts.store(name) / "staged").iterdir()) == []
+        assert do(three, "print(os.getxattr(view / 'big', 'user.mesh.persisted'))") == "b'1'"
+        assert do(two, "print((view / 'small').read_bytes(), os.listdir(view))") == (
+            "b'small' ['big', 'small']"
+        )
+
+
+def test_a_holder_persists_what_a_dead_writer_has_promised(tmp_path: Path) -> None:
+    with mounted(tmp_path, "copies", max_age='"2s"') as (hosts, (one, two, three), data):
+        do(one, "os.listdir(view); (view / 'known').write_bytes(b'k')")
+        flushed(hosts, "one")
+        elsewhere = away(data)
+        content = os.urandom(9 * MIB)
+        (tmp_path / "source").write_bytes(content)
+        do(
+            one,
+            "(view / 'f').write_bytes(Path(sys.argv[2]).read_bytes())",
+            str(tmp_path / "source"),
+        )
+        hosts.kill("one")
+        equal = "print((view / 'f').read_bytes() == Path(sys.argv[2]).read_bytes())"
+        for view in (two, three):
+            assert do(view, equal, str(tmp_path / "source")) == "True"
+        elsewhere.rename(data)
+        until(lambda: (data / "f").exists(), "a holder has uploaded it")
+        assert (data / "f").read_bytes() == content
+        # The writer comes back, and undoes nothing that came after.
+        do(two, "(view / 'f').write_bytes(b'newer')")
+        flushed(hosts, "two")
+        hosts.start("one")
+        until(lambda: not list((hosts.store("one") / "staged").iterdir()), "it has let it go")
+        assert (data / "f").read_bytes() == b"newer"
+        # Nobody could tell it: what it knows is believed for max_age.
+        until(lambda: do(one, "print((view / 'f').read_bytes())") == "b'newer'", "it knows")
+        assert sorted(p.name for p in data.iterdir()) == ["f", "known"]
+
+
+@pytest.mark.parametrize("durability", ["copies", "local"])
+def test_all_are_killed_and_nothing_that_was_promised_is_lost(
+    tmp_path: Path, durability: str
+) -> None:
+    with mounted(tmp_path, durability, ["one", "two"]) as (hosts, (one, _), data):
+        do(one, "print(os.listdir(view))")
+        elsewhere = away(data)
+        (tmp_path / "source").write_bytes(os.urandom(5 * MIB))
+        words = [str(tmp_path / "source")]
+        do(
+            one,
+            """
+content = Path(sys.argv[2]).read_bytes()
+for number in range(5):
+    (view / f"f{number}").write_bytes(content[number:])
+(view / "small").write_bytes(b"small")
+open(view / "unfinished", "wb").write(content)
+file = open(view / "unfinished", "wb"); file.write(content); file.flush()
+os.kill(int(sys.argv[3]), 9)
+""",
+            *words,
+            str(hosts.views[one].pid),
+        )
+        for name in ("one", "two"):
+            hosts.kill(name)
+        subprocess.run(["umount", "-l", str(one)], check=False, timeout=20)
+        # The index may be lost as well: it is a cache.
+        for name in ("index", "data"):
+            subprocess.run(["rm", "-r", str(hosts.store("one") / name)], check=True, timeout=20)
+        hosts.start()
+        again = hosts.mount("one")
+        same = (
+            "content = Path(sys.argv[2]).read_bytes()\n"
+            "print(all((view / f'f{n}').read_bytes() == content[n:] for n in range(5)), "
+            "(view / 'small').read_bytes())"
+        )
+        assert do(again, same, *words) == "True b'small'"
+        elsewhere.rename(data)
+        flushed(hosts, "two")
+        assert do(data, same, *words) == "True b'small'"
+
+
+def test_names_of_staged_files_change_without_an_upload(tmp_path: Path) -> None:
+    with mounted(tmp_path, "copies") as (hosts, (one, two, _), data):
+        (data / "d").mkdir()
+        (data / "d" / "base").write_bytes(b"base")
+        do(one, "print(os.listdir(view), os.listdir(view / 'd'), (view / 'd/base').read_bytes())")
+        elsewhere = away(data)
+        told = do(
+            one,
+            """
+other = Path(sys.argv[2])
+(view / "a").write_bytes(b"a" * 100_000)
+os.rename(view / "a", view / "b")
+print((other / "b").read_bytes() == b"a" * 100_000, (other / "a").exists())
+(view / "c").write_bytes(b"c")
+os.rename(view / "c", view / "b")
+print((other / "b").read_bytes(), sorted(os.listdir(other)))
+(other / "b").write_bytes(b"newer"); print((view / "b").read_bytes())
+(view / "gone").write_bytes(b"g")
+(view / "new").write_bytes(b"new"); os.rename(view / "new", view / "d" / "base")
+print((other / "d" / "base").read_bytes(), os.listdir(other / "d"))
+""",
+            str(two),
+        )
+        assert told.splitlines() == [
+            "True False",
+            "b'c' ['b', 'd']",
+            "b'newer'",
+            "b'new' ['base']",
+        ]
+        assert {one["path"] for one in uploads(hosts, "one")} >= {"b", "gone", "d/base"}
+        elsewhere.rename(data)
+        do(one, "os.unlink(view / 'gone')")
+        flushed(hosts, "one")
+        assert (data / "b").read_bytes() == b"newer"
+        assert [p.name for p in (data / "d").iterdir()] == ["base"]
+        assert (data / "d" / "base").read_bytes() == b"new"
+        assert sorted(p.name for p in data.iterdir()) == ["b", "d"]
+        assert do(two, "print(sorted(os.listdir(view)))") == "['b', 'd']"
+
+
+def test_a_change_behind_the_meshs_back_is_met_by_the_upload(tmp_path: Path) -> None:
+    with mounted(tmp_path, "copies", ["one", "two"]) as (hosts, (one, two), data):
+        (data / "f").write_bytes(b"first")
+        assert do(one, "print((view / 'f').read_bytes(), os.listdir(view))") == "b'first' ['f']"
+        elsewhere = away(data)
+        do(one, "(view / 'f').write_bytes(b'mine')")
+        (elsewhere / "f").write_bytes(b"theirs")
+        elsewhere.rename(data)
+        flushed(hosts, "one")
+        names = sorted(p.name for p in data.iterdir())
+        assert len(names) == 2
+        assert names[1].startswith("f.conflict-")
+        assert ((data / "f").read_bytes(), (data / names[1]).read_bytes()) == (b"theirs", b"mine")
+        until(lambda: do(two, "print((view / 'f').read_bytes())") == "b'theirs'", "it is shown")
+
+
+def test_what_has_no_room_to_be_staged_is_written_through(tmp_path: Path) -> None:
+    store = 'capacity = "2GiB"\nstaging = "20MiB"'
+    with mounted(tmp_path, "copies", ["one", "two"], store=store) as (_hosts, (one, _), data):
+        told = do(
+            one,
+            """
+(view / "big").write_bytes(bytes(30 << 20))
+print(os.getxattr(view / "big", "user.mesh.persisted").decode())
+""",
+        )
+        assert told == "1"
+        assert (data / "big").stat().st_size == 30 * MIB
+
+
+def test_durability_by_path(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "ckpt").mkdir(parents=True)
+    table = directory(data) + '[mounts."/".durabilities]\n"/ckpt" = "copies"\n'
+    with Hosts(tmp_path, ["one", "two"], table) as hosts:
+        hosts.start()
+        one = hosts.mount("one")
+        do(one, "os.listdir(view); os.listdir(view / 'ckpt')")
+        elsewhere = away(data)
+        told = do(
+            one,
+            """
+(view / "ckpt" / "f").write_bytes(b"staged")
+file = os.open(view / "g", os.O_CREAT | os.O_WRONLY)
+print(os.getxattr(view / "ckpt" / "f", "user.mesh.persisted").decode())
+""",
+        )
+        assert told == "0"
+        elsewhere.rename(data)
+
+
+def test_programs_on_staged_files(tmp_path: Path) -> None:
+    with mounted(tmp_path, "copies", ["one", "two"]) as (hosts, (one, two), data):
+        told = do(
+            one,
+            """
+import sqlite3, subprocess
+other = Path(sys.argv[2])
+with sqlite3.connect(view / "db") as db:
+    db.execute("create table t (n integer)")
+    for n in range(5):
+        with db:
+            db.execute("insert into t values (?)", (n,))
+db.close()
+copy = sqlite3.connect(f"file:{other}/db?mode=ro", uri=True)
+print(copy.execute("select sum(n) from t").fetchone()[0])
+git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "safe.directory=*"]
+subprocess.run([*git, "init", "-q", view / "repo"], check=True)
+(view / "repo" / "file").write_text("text")
+subprocess.run([*git, "-C", view / "repo", "add", "."], check=True)
+subprocess.run([*git, "-C", view / "repo", "commit", "-qm", "first"], check=True)
+print(subprocess.run([*git, "-C", other / "repo", "log", "--format=%s"], check=True,
+                     capture_output=True, text=True).stdout.strip())
+with open(view / "log", "w") as log:
+    for n in range(3):
+        log.write(f"{n}\\n"); log.flush(); os.fsync(log.fileno())
+        print((other / "log").read_text().split())
+""",
+            str(two),
+        )
+        assert told.splitlines() == ["10", "first", "['0']", "['0', '1']", "['0', '1', '2']"]
+        flushed(hosts, "one")
+        assert (data / "log").read_text() == "0\n1\n2\n"
+        done = subprocess.run(
+            ["git", "-c", "safe.directory=*", "-C", str(data / "repo"), "fsck", "--strict"],
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0
