@@ -84,6 +84,11 @@ def identity_of(tag: str) -> str:
     return tag.partition("=")[0] if tag.startswith(WRITTEN) else tag
 
 
+def token_of(tag: str) -> str:
+    """Return the token of what was written through the mesh; "" of anything else."""
+    return identity_of(tag).removeprefix(WRITTEN) if tag.startswith(WRITTEN) else ""
+
+
 def under_store_tag(tag: str) -> str:
     """Return what the under-store calls the content of that tag."""
     return tag.partition("=")[2] if tag.startswith(WRITTEN) else tag

@@ -69,6 +69,12 @@ class Draft:
         self._is_new = base is None
         self._growing: asyncio.Task[None] | None = None
         self._failure: MeshError | None = None
+        self._is_beside = False
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether it holds what was never shown, and what is removed counts as such."""
+        return self.is_dirty or self._is_beside or self.is_removed
 
     # Reading what is written
 
@@ -88,8 +94,11 @@ class Draft:
 
         What could not be put would be missing from the file, so that it is not shown then.
         """
+        if not data:
+            return
         async with self._turn:
             await self._copy_up(self.size_bytes)
+            self.is_dirty = True  # be it by a half of it
             try:
                 await self._in_thread(lambda: self._put(data, offset_bytes))
             except MeshError as error:
@@ -190,8 +199,10 @@ class Draft:
             try:
                 reply = await self._writes.publish(request)
             except Stale:
-                self.is_dirty = False  # it lies beside what somebody else has put there
+                # It lies beside what somebody else has put there.
+                self.is_dirty, self._is_beside = False, True
                 raise
+            self._is_beside = False
             self.is_dirty = self._is_exclusive = False
             self.over = reply.attributes.tag
             # All of it is there now: what is changed from here on is changed in that.
@@ -205,7 +216,7 @@ class Draft:
         if self._base is not None:
             self._base.close()
         try:
-            is_published = not (self.is_dirty or self.is_removed)
+            is_published = not (self.is_dirty or self.is_removed or self._is_beside)
             await self._writes.retire(self.token, is_published=is_published)
         finally:
             os.close(self._fd)

@@ -13,7 +13,7 @@ import structlog
 from mesh.client.draft import Draft
 from mesh.client.file import MeshFile
 from mesh.clock import Clock
-from mesh.errors import MeshError, PeerUnavailable, StoreFull
+from mesh.errors import MeshError, NotFound, PeerUnavailable, StoreFull
 from mesh.store.drafts import make_draft, new_token
 from mesh.wire.basics import Method
 from mesh.wire.local import LocalChannel
@@ -28,6 +28,7 @@ from mesh.wire.writes import (
     GrowRequest,
     PublishRequest,
     RetireRequest,
+    Verb,
 )
 
 log = structlog.get_logger()
@@ -74,19 +75,31 @@ class Writes:
         What *base* reads is what it holds, until it is written to. With *is_exclusive* it
         can't be published once somebody else has made the file.
         """
+        token, fd = await self.make()
+        return Draft(
+            self, fd, token, path, over=over, base=base, mode=mode, is_exclusive=is_exclusive
+        )
+
+    async def make(self) -> tuple[str, int]:
+        """Make a file for a draft; return its token and its descriptor."""
         token = new_token()
         try:
             loop = asyncio.get_running_loop()
             fd = await loop.run_in_executor(self.threads, make_draft, self._directory, token)
         except OSError as error:
             raise StoreFull(f"store.directory: {error.strerror}") from error
-        return Draft(
-            self, fd, token, path, over=over, base=base, mode=mode, is_exclusive=is_exclusive
-        )
+        return token, fd
 
     async def alter(self, request: AlterRequest) -> AlterReply:
         """Do something to a name; raises what the caller is to hear."""
-        return await self._call(ALTER, request, timeout_s=ALTER_TIMEOUT_S)
+        repeated = asyncio.Event()
+        try:
+            return await self._call(ALTER, request, timeout_s=ALTER_TIMEOUT_S, repeated=repeated)
+        except NotFound:
+            # The first time there was no answer, but it was done.
+            if repeated.is_set() and request.verb in (Verb.REMOVE, Verb.REMOVE_DIRECTORY):
+                return AlterReply()
+            raise
 
     async def grow(self, request: GrowRequest) -> None:
         await self._own.call(GROW, request, timeout_s=CALL_TIMEOUT_S)
@@ -104,9 +117,18 @@ class Writes:
             log.info("draft left behind", draft=token, reason=str(error))
 
     async def _call(
-        self, method: Method[Q, A], request: Q, *, timeout_s: float, again: Q | None = None
+        self,
+        method: Method[Q, A],
+        request: Q,
+        *,
+        timeout_s: float,
+        again: Q | None = None,
+        repeated: asyncio.Event | None = None,
     ) -> A:
-        """Ask the own peer, and wait for it if it is away, but not for ever."""
+        """Ask the own peer, and wait for it if it is away, but not for ever.
+
+        It is asked *again* with that, and *repeated* is set then.
+        """
         deadline_s = self._clock() + PEER_WAIT_S
         is_told = False
         while True:
@@ -120,4 +142,6 @@ class Writes:
                     log.warning("write waits", method=method.name, reason=str(error))
                     is_told = True
             request = request if again is None else again
+            if repeated is not None:
+                repeated.set()
             await asyncio.sleep(PAUSE_S)

@@ -6,16 +6,19 @@ mount sees it before it is published. Whatever fails here leaves node and name a
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import structlog
 
-from mesh.blocks import WRITTEN, Attributes, identity_of
+from mesh.blocks import WRITTEN, Attributes, identity_of, under_store_tag
 from mesh.client.client import MeshClient
 from mesh.client.draft import Draft
 from mesh.clock import Clock
-from mesh.errors import Exists, MeshError, NotEmpty, NotFound, ReadOnly
+from mesh.errors import Exists, IsADirectory, MeshError, NotEmpty, NotFound, ReadOnly
 from mesh.fuse.nodes import Node, Nodes
 from mesh.wire.messages import StatReply
 from mesh.wire.writes import AlterRequest, Verb
@@ -98,10 +101,33 @@ class Edits:
         self._kept = kept
         self._clock = clock
         self._own: OrderedDict[str, float] = OrderedDict()
+        self._busy: Counter[str] = Counter()
+        self._done = asyncio.Event()
 
     def is_own(self, path: str) -> bool:
         """Whether this mount has changed a name itself a moment ago."""
         return self._own.get(path, 0.0) > self._clock()
+
+    @contextmanager
+    def _doing(self, *paths: str) -> Iterator[None]:
+        """Have what is told of these names meanwhile, and for a while after, be ours."""
+        self._note_own(*paths)
+        self._busy.update(paths)
+        try:
+            yield
+        finally:
+            self._busy.subtract(paths)
+            for path in paths:
+                if not self._busy[path]:
+                    del self._busy[path]
+            self._note_own(*paths)
+            self._done.set()
+            self._done = asyncio.Event()
+
+    async def done(self, path: str) -> None:
+        """Wait until nothing is under way that changes a name."""
+        while path in self._busy:
+            await self._done.wait()  # each one has a deadline of its own
 
     def _note_own(self, *paths: str) -> None:
         for path in paths:
@@ -176,15 +202,14 @@ class Edits:
         if draft is None:
             return
         before = _content(node)
-        self._note_own(node.path)
-        reply = await draft.publish()
-        if reply is not None:
-            self._note_own(node.path)
-            mode = node.attributes.mode
-            node.attributes = replace(reply.attributes, mode=reply.attributes.mode or mode)
-            node.file = reply.file
-            node.fresh_s, node.noted_s = reply.fresh_s, self._clock()
-            self._kept.published(node, before)
+        with self._doing(node.path):
+            reply = await draft.publish()
+            if reply is not None:
+                mode = node.attributes.mode
+                node.attributes = replace(reply.attributes, mode=reply.attributes.mode or mode)
+                node.file = reply.file
+                node.fresh_s, node.noted_s = reply.fresh_s, self._clock()
+                self._kept.published(node, before)
 
     async def publish_or_log(self, node: Node) -> None:
         """Show what was written; its writer has been told already if that can't be."""
@@ -202,28 +227,28 @@ class Edits:
         if node.opens or node.draft is None:
             return  # somebody has opened it meanwhile, or ended it
         node.draft = None
+        if draft.is_unseen:
+            self._nodes.leave(node)  # its pages hold what nobody else has seen
         await draft.close()
-        if node.file is None:
-            self._nodes.leave(node)  # it never came to be
 
     # Names
 
     async def make_directory(self, path: str, mode: int) -> StatReply:
         self.check_writable(path)
-        self._note_own(path)
         request = AlterRequest(Verb.MAKE_DIRECTORY, path, mode=mode)
-        reply = await self._client.writes.alter(request)
+        with self._doing(path):
+            reply = await self._client.writes.alter(request)
         assert reply.found is not None, "what was made is there"
         return reply.found
 
     async def remove(self, path: str) -> None:
         self.check_writable(path)
-        self._note_own(path)
         node = self._nodes.at(path)
-        if node is None or not node.is_begun:
-            await self._save(path)
-            await self._client.writes.alter(AlterRequest(Verb.REMOVE, path))
-        self._gone(path)
+        with self._doing(path):
+            if node is None or not node.is_begun:
+                await self._save(path)
+                await self._client.writes.alter(AlterRequest(Verb.REMOVE, path))
+            self._gone(path)
 
     async def _save(self, path: str) -> None:
         """Bring all of a file here that somebody has open and that is about to go."""
@@ -236,9 +261,9 @@ class Edits:
         self.check_writable(path)
         if self._nodes.drafts_below(path):
             raise NotEmpty(f"{path}: something is being written in it")
-        self._note_own(path)
-        await self._client.writes.alter(AlterRequest(Verb.REMOVE_DIRECTORY, path))
-        self._gone(path)
+        with self._doing(path):
+            await self._client.writes.alter(AlterRequest(Verb.REMOVE_DIRECTORY, path))
+            self._gone(path)
 
     def _gone(self, path: str) -> None:
         node = self._nodes.at(path)
@@ -251,31 +276,47 @@ class Edits:
     async def rename(self, path: str, target: str, *, is_exclusive: bool) -> None:
         self.check_writable(path)
         self.check_writable(target)
+        with self._doing(path, target):
+            await self._rename(path, target, is_exclusive=is_exclusive)
+            if path != target:
+                self._gone(target)
+                self._nodes.rename(path, target)
+                self._kept.rename(path, target)
+                await self._follow(target)
+
+    async def _follow(self, path: str) -> None:
+        """Have what is open below a directory that has moved be read and written there."""
+        for node in self._nodes.open_below(path):
+            try:
+                reply = await self._client.stat(node.path)
+            except MeshError:
+                continue  # who reads it on meets that himself
+            now, before = reply.attributes, node.attributes
+            is_same = under_store_tag(now.tag) == under_store_tag(before.tag)
+            if node.draft is not None and not node.is_begun:
+                node.draft.over = now.tag
+            elif is_same and now.size_bytes == before.size_bytes and reply.file is not None:
+                node.file, node.attributes = reply.file, now
+
+    async def _rename(self, path: str, target: str, *, is_exclusive: bool) -> None:
         node = self._nodes.at(path)
         draft = None if node is None else node.draft
-        self._note_own(path, target)
         if node is not None and draft is not None and node.is_begun:
             # Nobody else has seen it: it is shown under the new name alone.
             draft.over = await self._tag_of(target, is_exclusive=is_exclusive)
-        else:
-            if node is not None:
-                await self.publish(node)
-            if not is_exclusive and path != target:
-                await self._save(target)
-            request = AlterRequest(Verb.RENAME, path, target, is_exclusive)
-            reply = await self._client.writes.alter(request)
-            if node is not None and reply.found is not None:
-                node.file = reply.found.file
-                mode = node.attributes.mode
-                about = reply.found.attributes
-                node.attributes = replace(about, mode=about.mode or mode)
-                if draft is not None:
-                    draft.over = about.tag
-        self._note_own(path, target)
-        if path != target:
-            self._gone(target)
-            self._nodes.rename(path, target)
-            self._kept.rename(path, target)
+            return
+        if node is not None:
+            await self.publish(node)
+        if not is_exclusive and path != target:
+            await self._save(target)
+        request = AlterRequest(Verb.RENAME, path, target, is_exclusive)
+        reply = await self._client.writes.alter(request)
+        if node is not None and reply.found is not None:
+            about = reply.found.attributes
+            node.file = reply.found.file
+            node.attributes = replace(about, mode=about.mode or node.attributes.mode)
+            if draft is not None:
+                draft.over = about.tag
 
     async def _tag_of(self, path: str, *, is_exclusive: bool) -> str:
         """Return the tag of what is at a path; "" when there is nothing."""
@@ -288,6 +329,8 @@ class Edits:
             return ""
         if is_exclusive:
             raise Exists(f"{path}: exists")
+        if found.attributes.is_directory:
+            raise IsADirectory(f"{path}: is a directory")
         return found.attributes.tag
 
     async def set_mode(self, node: Node, mode: int) -> None:
@@ -298,8 +341,8 @@ class Edits:
             node.draft.mode = mode
         if not node.is_begun:
             self.check_writable(node.path)
-            self._note_own(node.path)
-            await self._client.writes.alter(AlterRequest(Verb.SET_MODE, node.path, mode=mode))
+            with self._doing(node.path):
+                await self._client.writes.alter(AlterRequest(Verb.SET_MODE, node.path, mode=mode))
 
     def set_owner(self, node: Node, uid: int | None, gid: int | None) -> None:
         self.check_writable(node.path)

@@ -94,6 +94,17 @@ class Nodes:
         self._by_number[node.number] = self._by_path[path] = node
         return node
 
+    def take_over(self, node: Node) -> bool:
+        """Let a path have a former node again, at the version that it has now; False if
+        somebody has the present one open."""
+        other = self._by_path.get(node.path)
+        if other is None or other.opens or other.attributes.is_directory:
+            return False
+        node.attributes, node.file = other.attributes, other.file
+        node.fresh_s, node.noted_s = other.fresh_s, other.noted_s
+        self._by_path[node.path] = node
+        return True
+
     def leave(self, node: Node) -> None:
         """Let a path have another node from now on."""
         if self._by_path.get(node.path) is node and node.number != ROOT:
@@ -129,6 +140,14 @@ class Nodes:
             node.draft is not None and known.startswith(f"{path}/")
             for known, node in self._by_path.items()
         )
+
+    def open_below(self, path: str) -> list[Node]:
+        """Return the nodes below a directory that somebody has open."""
+        return [
+            node
+            for known, node in self._by_path.items()
+            if node.opens and known.startswith(f"{path}/")
+        ]
 
     def drafts_in(self, path: str) -> list[Node]:
         """Return the nodes in a directory that are being written."""

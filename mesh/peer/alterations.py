@@ -10,7 +10,11 @@ import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from mesh.blocks import WRITTEN, Attributes, identity_of, written_tag
+from mesh.blocks import (
+    Attributes,
+    token_of,
+    written_tag,
+)
 from mesh.errors import (
     Elsewhere,
     Exists,
@@ -22,16 +26,28 @@ from mesh.errors import (
 from mesh.paths import spot_of
 from mesh.peer.announcer import Announcer
 from mesh.peer.catalog import Catalog
+from mesh.peer.turns import Turns
 from mesh.peer.writer import writable_place
 from mesh.understore.table import MountTable, plain
 from mesh.wire.messages import Kept, StatReply
-from mesh.wire.writes import AlterReply, AlterRequest, Verb
+from mesh.wire.writes import (
+    AlterReply,
+    AlterRequest,
+    Verb,
+)
 
 
 class Alterations:
     """The names that mounts of this host make, remove and change."""
 
-    def __init__(self, table: MountTable, catalog: Catalog, announcer: Announcer) -> None:
+    def __init__(
+        self,
+        table: MountTable,
+        catalog: Catalog,
+        announcer: Announcer,
+        turns: Turns,
+    ) -> None:
+        self._turns = turns
         self._table = table
         self._catalog = catalog
         self._announcer = announcer
@@ -53,8 +69,9 @@ class Alterations:
 
     async def _remove(self, request: AlterRequest) -> AlterReply:
         place = writable_place(self._table, request.path)
-        await place.store.remove(place.path)
-        await self._announcer.announce(Kept(request.path, None, 0.0))
+        async with self._turns.of(request.path):
+            await place.store.remove(place.path)
+            await self._announcer.announce(Kept(request.path, None, 0.0))
         return AlterReply()
 
     async def _make_directory(self, request: AlterRequest) -> AlterReply:
@@ -72,6 +89,12 @@ class Alterations:
         return AlterReply()
 
     async def _rename(self, request: AlterRequest) -> AlterReply:
+        if request.path == request.target:
+            return AlterReply(await self._catalog.stat(request.path))
+        async with self._turns.of(request.path, request.target):
+            return await self._renamed(request)
+
+    async def _renamed(self, request: AlterRequest) -> AlterReply:
         path, target = request.path, request.target
         place, there = (writable_place(self._table, each) for each in (path, target))
         if place.settings.url != there.settings.url:
@@ -91,8 +114,7 @@ class Alterations:
             await self._announcer.announce_tree(path, target)
         else:
             # The same content: what is cached of it stays.
-            token = identity_of(about.tag) if about.tag.startswith(WRITTEN) else ""
-            token = token.removeprefix(WRITTEN) or secrets.token_hex(12)
+            token = token_of(about.tag) or secrets.token_hex(12)
             moved = replace(moved, tag=written_tag(token, moved.tag))
             await self._announcer.announce(Kept(path, None, 0.0), Kept(target, moved, 0.0))
         return AlterReply(self._reply(target, moved))

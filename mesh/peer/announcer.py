@@ -7,13 +7,15 @@ and says yes when they know. So whoever looks after that, anywhere, sees it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import Unavailable
 from mesh.paths import Spot, spot_of
 from mesh.peer.catalog import Catalog
+from mesh.peer.once import quietly
 from mesh.peer.shards import Shards
 from mesh.store.entry_store import Changes, EntryStore
 from mesh.understore.table import MountTable, plain
@@ -66,17 +68,29 @@ class Announcer:
 
     async def take(self, request: AnnounceRequest) -> Nothing:
         """Note, as an owner, what was done; return when all have heard who knew otherwise."""
-        directories: dict[bytes, None] = {}
-        for one in request.kept:
-            spot = spot_of(self._table, plain(one.path))
-            changes = self._note(spot, one)
-            self._catalog.tell(spot.source, spot.parent, changes)
-            self._catalog.give_copy(spot, one.attributes, self._clock())
-            directories[spot.directory] = None
+        spots = [spot_of(self._table, plain(one.path)) for one in request.kept]
+        changes = [self._note(s, one) for s, one in zip(spots, request.kept, strict=True)]
+        tell = self._catalog.note if request.is_copy else self._catalog.tell
+        for spot, change in zip(spots, changes, strict=True):
+            tell(spot.source, spot.parent, change)
         await self._entries.flushed()
-        for directory in directories:
-            await self._catalog.all_heard(directory)
+        if not request.is_copy:
+            for directory in {spot.directory: None for spot in spots}:
+                await self._catalog.all_heard(directory)
+            # After the word that what they knew is old.
+            await self._give_copies(request, spots)
         return Nothing()
+
+    async def _give_copies(self, request: AnnounceRequest, spots: Iterable[Spot]) -> None:
+        """Have the other owners know the same, as far as they answer."""
+        peers = {peer for spot in spots for peer in self._shards.owners(spot.directory)}
+        copy = replace(request, is_copy=True)
+        calls = [
+            quietly(self._shards.announce(peer, copy))
+            for peer in peers
+            if peer != self._shards.me and not self._shards.is_broken(peer)
+        ]
+        await asyncio.gather(*calls)
 
     async def announce_tree(self, *paths: str) -> None:
         """Have all doubt what they know of directories and of all that is below them."""

@@ -12,12 +12,13 @@ from mesh.peer.care import Handler
 from mesh.peer.catalog import Catalog
 from mesh.peer.neighbors import RingNeighbors
 from mesh.peer.shards import Shards
+from mesh.peer.turns import Turns
 from mesh.peer.writer import Writer
 from mesh.store.drafts import Drafts
 from mesh.store.store import BlockStore
 from mesh.understore.table import MountTable
 from mesh.wire.local import Handler as LocalHandler
-from mesh.wire.writes import ALTER, ANNOUNCE, GROW, PUBLISH, RETIRE
+from mesh.wire.writes import ALTER, ANNOUNCE, GROW, PUBLISH, RETIRE, TURN
 
 
 class Scribe:
@@ -37,21 +38,26 @@ class Scribe:
     ) -> None:
         """Find the drafts of the mounts below *directory*."""
         self._announcer = Announcer(catalog, store.entries, shards, table)
+        self._turns = Turns(shards, table)
         self.writer = Writer(
             Drafts(store, directory),
             table,
             catalog,
             self._announcer,
+            self._turns,
             lambda file, index: neighbors.rank(file.key(index)),
             tasks,
             metrics,
             name=neighbors.me,
         )
-        self._alterations = Alterations(table, catalog, self._announcer)
+        self._alterations = Alterations(table, catalog, self._announcer, self._turns)
 
     def handlers(self) -> list[Handler]:
         """Return what neighbors may ask."""
-        return [(ANNOUNCE, self._announcer.take, False)]
+        return [
+            (ANNOUNCE, self._announcer.take, False),
+            (TURN, self._turns.take, False),
+        ]
 
     def for_mounts(self) -> list[LocalHandler]:
         """Return what the mounts of this host may ask."""

@@ -28,7 +28,7 @@ from mesh.wire.messages import (
     LookupRequest,
     StatReply,
 )
-from mesh.wire.writes import ANNOUNCE, AnnounceRequest
+from mesh.wire.writes import ANNOUNCE, TURN, AnnounceRequest, TurnRequest
 
 log = structlog.get_logger()
 
@@ -164,6 +164,10 @@ class Shards:
     async def announce(self, peer: str, request: AnnounceRequest) -> None:
         """Have an owner know what was done to names; returns when it has told who must know."""
         await self._neighbors.ask(peer, ANNOUNCE, request, timeout_s=ANSWER_TIMEOUT_S)
+
+    async def turn(self, peer: str, request: TurnRequest) -> None:
+        """Have the turn at a path, or give it back."""
+        await self._neighbors.ask(peer, TURN, request, timeout_s=ANSWER_TIMEOUT_S)
 
     async def keep(self, peer: str, request: KeepRequest) -> None:
         """Have the second owner keep what this one has learned."""

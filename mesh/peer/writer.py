@@ -13,8 +13,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
 
 import structlog
 
@@ -36,6 +39,7 @@ from mesh.paths import spot_of
 from mesh.peer.announcer import Announcer
 from mesh.peer.catalog import Catalog
 from mesh.peer.once import quietly
+from mesh.peer.turns import Turns
 from mesh.store.drafts import Digests, Drafts
 from mesh.store.eviction import Rank
 from mesh.understore.table import MountTable, Place, plain
@@ -58,8 +62,13 @@ PUBLISH_S = 60.0
 
 SWEEP_EVERY_S = 60.0
 PAUSE_S, PAUSE_MAX_S = 0.2, 5.0
-TURNS_MAX = 16
-"""Times that somebody else may publish at the same path before a writer gives up."""
+MET_MAX = 16
+"""Times that a writer may meet something else at its path before it gives up."""
+
+
+T = TypeVar("T")
+Show = Callable[[Attributes], Awaitable[T]]
+"""Has all know of what the under-store has now."""
 
 
 @dataclass(slots=True)
@@ -67,6 +76,9 @@ class _Outgoing:
     """A draft on its way."""
 
     path: str
+    read: Callable[[int, int], Awaitable[bytes]]
+    may_replace: Callable[[Attributes], Awaitable[bool]]
+    block_bytes: int
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     upload: Upload | None = None
     digests: Digests = field(default_factory=Digests)
@@ -75,6 +87,10 @@ class _Outgoing:
     is_advancing: bool = False
     file: FileVersion | None = None
     """The version that was published last."""
+
+    def begin(self) -> None:
+        """Take checksums from the beginning."""
+        self.digests = Digests(self.block_bytes)
 
 
 class Writer:
@@ -86,6 +102,7 @@ class Writer:
         table: MountTable,
         catalog: Catalog,
         announcer: Announcer,
+        turns: Turns,
         rank: Callable[[FileVersion, int], Rank],
         tasks: asyncio.TaskGroup,
         metrics: Metrics,
@@ -98,6 +115,7 @@ class Writer:
         self._table = table
         self._catalog = catalog
         self._announcer = announcer
+        self._turns = turns
         self._rank = rank
         self._tasks = tasks
         self._metrics = metrics
@@ -113,7 +131,7 @@ class Writer:
         early = sum(each.is_advancing for each in self._outgoing.values())
         if not out.is_advancing and early < EARLY_MAX:
             out.is_advancing = True
-            work = quietly(self._advance(request.draft, out))
+            work = quietly(self._advance(out))
             self._tasks.create_task(work, name=f"early {out.path}")
         return Nothing()
 
@@ -130,8 +148,12 @@ class Writer:
         async with out.turn:
             if request.is_rewritten or out.digests.size_bytes > request.size_bytes:
                 await self._begin_anew(out)
-            about = await self._published(request, place, out)
-            return await self._known(path, about, out)
+            return await self._published(
+                replace(request, path=path),
+                place,
+                out,
+                lambda about: self._known(path, about, out),
+            )
 
     async def retire(self, request: RetireRequest) -> Nothing:
         """Keep what a draft holds as blocks, if that is what was published, and remove it."""
@@ -142,7 +164,10 @@ class Writer:
                 if request.is_published and file is not None:
                     rank = self._rank
                     await self._drafts.adopt(
-                        request.draft, file, out.digests, lambda index: rank(file, index)
+                        self._drafts.path(request.draft),
+                        file,
+                        out.digests,
+                        lambda index: rank(file, index),
                     )
                 await self._abort(out)
         await self._drafts.remove(request.draft)
@@ -161,20 +186,23 @@ class Writer:
         if out is None:
             if len(self._outgoing) >= DRAFTS_MAX:
                 raise StoreFull(f"{DRAFTS_MAX} files are being written already")
-            out = self._outgoing[draft] = _Outgoing(path)
-        out.path = path
+            blocks = self._table.place(path).settings.block_bytes
+            read = partial(self._drafts.read, draft)
+            may_replace = partial(self._is_known, path)
+            out = self._outgoing[draft] = _Outgoing(path, read, may_replace, blocks)
+        out.path, out.may_replace = path, partial(self._is_known, path)
         return out
 
     # Into the under-store
 
-    async def _advance(self, draft: str, out: _Outgoing) -> None:
+    async def _advance(self, out: _Outgoing) -> None:
         """Send what is stable of a draft while it is still being written."""
         try:
             async with out.turn:
                 place = writable_place(self._table, out.path)
                 while out.stable_bytes - out.digests.size_bytes >= RUN_BYTES:
                     try:
-                        await self._send(draft, place, out, RUN_BYTES, size_bytes=None)
+                        await self._send(place, out, RUN_BYTES, size_bytes=None)
                     except MeshError:
                         await self._begin_anew(out)
                         raise
@@ -183,19 +211,19 @@ class Writer:
             out.is_advancing = False
 
     async def _send(
-        self, draft: str, place: Place, out: _Outgoing, run_bytes: int, *, size_bytes: int | None
+        self, place: Place, out: _Outgoing, run_bytes: int, *, size_bytes: int | None
     ) -> None:
         if out.upload is None:
             mode = out.mode or None
             out.upload = await place.store.upload(place.path, size_bytes=size_bytes, mode=mode)
-        data = await self._drafts.read(draft, out.digests.size_bytes, run_bytes)
+        data = await out.read(out.digests.size_bytes, run_bytes)
         await asyncio.to_thread(out.digests.add, data)
         await out.upload.add(data)
         self._metrics.written_bytes.inc(len(data))
 
     async def _begin_anew(self, out: _Outgoing) -> None:
         await self._abort(out)
-        out.digests = Digests()
+        out.begin()
         out.stable_bytes = 0
 
     async def _abort(self, out: _Outgoing) -> None:
@@ -203,45 +231,53 @@ class Writer:
         if upload is not None:
             await quietly(upload.abort())
 
-    async def _published(self, request: PublishRequest, place: Place, out: _Outgoing) -> Attributes:
-        """Have the under-store show a draft, in spite of all that passes by itself."""
+    async def _published(
+        self, request: PublishRequest, place: Place, out: _Outgoing, show: Show[T]
+    ) -> T:
+        """Have the under-store show a draft, in spite of all that passes by itself, and then
+        everybody else by *show*."""
         deadline_s = self._clock() + PUBLISH_S
         pause_s, may_be_there = PAUSE_S, request.is_again
-        over = under_store_tag(request.over)
-        for _ in range(TURNS_MAX):
-            try:
-                await self._send_rest(request, place, out)
-                assert out.upload is not None, "the rest was sent with one"
-                may_be_there = True
-                about = await out.upload.publish(over=over)
-            except UnderStoreUnavailable:
-                await self._begin_anew(out)
-                if self._clock() + pause_s > deadline_s:
-                    raise
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, PAUSE_MAX_S)
-                continue
-            except Stale:
-                await self._abort(out)
-                found = await self._there(place)
-                if found is not None and may_be_there and await self._is_ours(place, found, out):
-                    return found
-                out.digests = Digests()
-                over = await self._over(request, place, found)
-                continue
-            out.upload = None
-            return about
+        over, met, has_turn = under_store_tag(request.over), 0, False
+        async with AsyncExitStack() as turn:
+            while met < MET_MAX:
+                try:
+                    upload = await self._send_rest(request, place, out)
+                    if not has_turn:
+                        await turn.enter_async_context(self._turns.of(request.path))
+                        has_turn = True
+                    about = await upload.publish(over=over)
+                    out.upload = None
+                    return await show(about)
+                except UnderStoreUnavailable:
+                    await turn.aclose()
+                    may_be_there, has_turn = True, False
+                    await self._begin_anew(out)
+                    if self._clock() + pause_s > deadline_s:
+                        raise
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, PAUSE_MAX_S)
+                except Stale:
+                    met += 1
+                    await self._abort(out)
+                    found = await self._there(place)
+                    if found and may_be_there and await self._is_ours(place, found, out):
+                        return await show(found)
+                    out.begin()
+                    # The turn is kept, so that nobody of ours is there first again.
+                    over = await self._over(request, found, out)
         raise Stale(f"{place.path}: others write it all the time")
 
-    async def _send_rest(self, request: PublishRequest, place: Place, out: _Outgoing) -> None:
+    async def _send_rest(self, request: PublishRequest, place: Place, out: _Outgoing) -> Upload:
         size_bytes = request.size_bytes
         if out.upload is None:
-            out.digests = Digests()
+            out.begin()
             mode = out.mode or None
             out.upload = await place.store.upload(place.path, size_bytes=size_bytes, mode=mode)
         while (rest_bytes := size_bytes - out.digests.size_bytes) > 0:
             run_bytes = min(RUN_BYTES, rest_bytes)
-            await self._send(request.draft, place, out, run_bytes, size_bytes=size_bytes)
+            await self._send(place, out, run_bytes, size_bytes=size_bytes)
+        return out.upload
 
     async def _there(self, place: Place) -> Attributes | None:
         try:
@@ -249,7 +285,7 @@ class Writer:
         except NotFound:
             return None
 
-    async def _over(self, request: PublishRequest, place: Place, found: Attributes | None) -> str:
+    async def _over(self, request: PublishRequest, found: Attributes | None, out: _Outgoing) -> str:
         """Return the tag of what a draft may replace after all, having met something else.
 
         What the mesh itself has put there: whoever closes last wins. What somebody else has
@@ -259,24 +295,29 @@ class Writer:
             return ""  # it was removed meanwhile, and is made again
         if found.is_directory:
             raise IsADirectory(f"{request.path}: is a directory now")
-        known = await self._catalog.stat(request.path, refresh=True)
-        if not known.attributes.tag.startswith(WRITTEN):
-            await self._put_beside(request)
+        if not await out.may_replace(found):
+            await self._put_beside(request, out)
             raise Stale(f"{request.path}: was changed behind the mesh's back")
         if request.is_exclusive:
             raise Exists(f"{request.path}: somebody else has made it")
         return found.tag
 
-    async def _put_beside(self, request: PublishRequest) -> None:
+    async def _is_known(self, path: str, found: Attributes) -> bool:
+        """Whether what is at a path was written through the mesh."""
+        known = await self._catalog.stat(path, refresh=True)
+        return known.attributes.tag.startswith(WRITTEN)
+
+    async def _put_beside(self, request: PublishRequest, source: _Outgoing) -> None:
         """Keep a draft that may not replace what is at its path."""
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         beside = f"{request.path}.conflict-{stamp}-{self._name}-{request.draft[:8]}"
         place = self._table.place(beside)
-        out = _Outgoing(beside, mode=request.mode)
-        aside = replace(request, path=beside, over="")
-        await self._send_rest(aside, place, out)
-        assert out.upload is not None, "the rest was sent with one"
-        about = await out.upload.publish(over="")
+        source.file = None
+        out = _Outgoing(
+            beside, source.read, source.may_replace, source.block_bytes, mode=request.mode
+        )
+        upload = await self._send_rest(replace(request, path=beside, over=""), place, out)
+        about = await upload.publish(over="")
         await self._known(beside, about, out)
         self._metrics.conflicts.inc()
         log.warning("conflict", path=request.path, kept_as=beside)
@@ -285,7 +326,7 @@ class Writer:
         """Whether what is there is what was sent: an answer may have been lost on its way."""
         if found.is_directory or found.size_bytes != out.digests.size_bytes:
             return False
-        there = Digests()
+        there = Digests(out.block_bytes)
         async for run in place.store.read(place.path, found, 0, found.size_bytes):
             there.add(bytes(run))
         return there.is_same(out.digests)

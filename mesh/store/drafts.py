@@ -51,19 +51,43 @@ def make_draft(directory: Path, token: str) -> int:
         os.close(fd)  # the peer has swept it before it was locked
 
 
+def check_token(token: str) -> str:
+    """Return a token if it is one: names of files are made of it; else `NotFound`."""
+    if not _TOKEN.fullmatch(token):
+        raise NotFound(f"no draft {token}")
+    return token
+
+
+def read_part(path: Path, offset_bytes: int, size_bytes: int) -> bytes:
+    """Return so many bytes of a file; `NotFound` when it is gone, or has not so many."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFound(f"no file {path.name}") from None
+    try:
+        data = os.pread(fd, size_bytes, offset_bytes)
+    finally:
+        os.close(fd)
+    if len(data) != size_bytes:
+        raise NotFound(f"{path.name} ends before {offset_bytes + size_bytes}")
+    return data
+
+
 class Digests:
     """The checksums of a file, taken while it is read from its beginning."""
 
-    def __init__(self) -> None:
+    def __init__(self, block_bytes: int = PIECE_BYTES) -> None:
+        """Take the checksums that a version with blocks of so many bytes needs."""
         self._pieces: list[tuple[int, bytes]] = []
+        self._piece_bytes = min(PIECE_BYTES, block_bytes)
         self.size_bytes = 0
 
     def add(self, data: bytes) -> None:
         """Take the next bytes: whole pieces, but for the last one."""
         self.size_bytes += len(data)
         view = memoryview(data)
-        for start_bytes in range(0, len(view), PIECE_BYTES):
-            piece = view[start_bytes : start_bytes + PIECE_BYTES]
+        for start_bytes in range(0, len(view), self._piece_bytes):
+            piece = view[start_bytes : start_bytes + self._piece_bytes]
             grains = grain_crcs(piece) if len(self._pieces) < PIECES_MAX else b""
             self._pieces.append((crc32c(piece), grains))
 
@@ -95,39 +119,26 @@ class Drafts:
 
     def path(self, token: str) -> Path:
         """Return where a draft is; `NotFound` if there can't be one of that name."""
-        if not _TOKEN.fullmatch(token):
-            raise NotFound(f"no draft {token}")
-        return self._directory / token
+        return self._directory / check_token(token)
 
     async def read(self, token: str, offset_bytes: int, size_bytes: int) -> bytes:
         """Return bytes of a draft; `NotFound` when it has not so many."""
 
-        def read() -> bytes:
-            try:
-                fd = os.open(self.path(token), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            except FileNotFoundError:
-                raise NotFound(f"no draft {token}") from None
-            try:
-                data = os.pread(fd, size_bytes, offset_bytes)
-            finally:
-                os.close(fd)
-            if len(data) != size_bytes:
-                raise NotFound(f"draft {token} ends before {offset_bytes + size_bytes}")
-            return data
-
-        return await asyncio.to_thread(read)
+        return await asyncio.to_thread(read_part, self.path(token), offset_bytes, size_bytes)
 
     async def adopt(
-        self, token: str, file: FileVersion, digests: Digests, rank: Callable[[int], Rank]
+        self, path: Path, file: FileVersion, digests: Digests, rank: Callable[[int], Rank]
     ) -> bool:
-        """Keep what a draft holds as the blocks of a version; False where there is no room."""
+        """Keep what a file holds as the blocks of a version; False where there is no room."""
         if self._store.room().is_full(0) or not digests.are_whole:
             return False
-        inline = await self.read(token, 0, file.size_bytes) if file.is_inline else None
+        inline = None
+        if file.is_inline:
+            inline = await asyncio.to_thread(read_part, path, 0, file.size_bytes)
         inode = 0
         if inline is None:
             try:
-                inode = await asyncio.to_thread(self._link, token, file)
+                inode = await asyncio.to_thread(self._link, path, file)
             except OSError:
                 return False  # a reader was faster, or the disk is full
         for index, (crcs, grains) in enumerate(digests.blocks(file)):
@@ -142,10 +153,11 @@ class Drafts:
             await self._store.put_record(file, index, record, inline)
         return True
 
-    def _link(self, token: str, file: FileVersion) -> int:
+    def _link(self, path: Path, file: FileVersion) -> int:
         target = self._store.extents.path(file.id)
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.link(self.path(token), target)
+        if not target.exists() or not target.samefile(path):
+            os.link(path, target)
         return target.stat().st_ino
 
     async def remove(self, token: str) -> None:

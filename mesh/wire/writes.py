@@ -72,6 +72,14 @@ class AlterReply:
 class AnnounceRequest:
     asker: str
     kept: tuple[Kept, ...]
+    is_copy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRequest:
+    path: str
+    token: str
+    is_over: bool = False
 
 
 def _decode_grow(data: bytes) -> GrowRequest:
@@ -144,15 +152,31 @@ def _decode_altered(data: bytes) -> AlterReply:
 
 
 def _encode_announce(value: AnnounceRequest) -> bytes:
-    kept = [kept_to(one) for one in value.kept]
-    return pb.AnnounceRequest(asker=value.asker, kept=kept).SerializeToString()
+    return pb.AnnounceRequest(
+        asker=value.asker, kept=map(kept_to, value.kept), is_copy=value.is_copy
+    ).SerializeToString()
 
 
 def _decode_announce(data: bytes) -> AnnounceRequest:
     value = pb.AnnounceRequest.FromString(data)
-    return AnnounceRequest(value.asker, tuple(kept_of(one) for one in value.kept))
+    return AnnounceRequest(value.asker, tuple(map(kept_of, value.kept)), value.is_copy)
 
 
+def _decode_turn(data: bytes) -> TurnRequest:
+    value = pb.TurnRequest.FromString(data)
+    return TurnRequest(path_text(value.path), value.token, value.is_over)
+
+
+TURN: Method[TurnRequest, Nothing] = Method(
+    SERVICE,
+    "Turn",
+    lambda q: pb.TurnRequest(
+        path=path_bytes(q.path), token=q.token, is_over=q.is_over
+    ).SerializeToString(),
+    _decode_turn,
+    lambda a: b"",
+    lambda data: Nothing(),
+)
 GROW: Method[GrowRequest, Nothing] = Method(
     SERVICE,
     "Grow",

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from mesh.wire.gen import mesh_pb2 as mesh_dot_v1_dot_mesh__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mesh/v1/writes.proto\x12\x07mesh.v1\x1a\x12mesh/v1/mesh.proto\"N\n\x0bGrowRequest\x12\r\n\x05\x64raft\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x14\n\x0cstable_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04mode\x18\x04 \x01(\r\"\x0b\n\tGrowReply\"\x9b\x01\n\x0ePublishRequest\x12\r\n\x05\x64raft\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04over\x18\x04 \x01(\t\x12\x14\n\x0cis_rewritten\x18\x05 \x01(\x08\x12\x14\n\x0cis_exclusive\x18\x06 \x01(\x08\x12\x0c\n\x04mode\x18\x07 \x01(\r\x12\x10\n\x08is_again\x18\x08 \x01(\x08\"4\n\rRetireRequest\x12\r\n\x05\x64raft\x18\x01 \x01(\t\x12\x14\n\x0cis_published\x18\x02 \x01(\x08\"\r\n\x0bRetireReply\"\xdc\x01\n\x0c\x41lterRequest\x12(\n\x04verb\x18\x01 \x01(\x0e\x32\x1a.mesh.v1.AlterRequest.Verb\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x0e\n\x06target\x18\x03 \x01(\x0c\x12\x14\n\x0cis_exclusive\x18\x04 \x01(\x08\x12\x0c\n\x04mode\x18\x05 \x01(\r\"`\n\x04Verb\x12\x08\n\x04NONE\x10\x00\x12\n\n\x06REMOVE\x10\x01\x12\x12\n\x0eMAKE_DIRECTORY\x10\x02\x12\x14\n\x10REMOVE_DIRECTORY\x10\x03\x12\n\n\x06RENAME\x10\x04\x12\x0c\n\x08SET_MODE\x10\x05\"E\n\nAlterReply\x12!\n\x05\x66ound\x18\x01 \x01(\x0b\x32\x12.mesh.v1.StatReply\x12\x14\n\x0cis_mode_kept\x18\x02 \x01(\x08\"=\n\x0f\x41nnounceRequest\x12\r\n\x05\x61sker\x18\x01 \x01(\t\x12\x1b\n\x04kept\x18\x02 \x03(\x0b\x32\r.mesh.v1.Kept\"\x0f\n\rAnnounceReply2\x9d\x02\n\x06Writes\x12\x30\n\x04Grow\x12\x14.mesh.v1.GrowRequest\x1a\x12.mesh.v1.GrowReply\x12\x36\n\x07Publish\x12\x17.mesh.v1.PublishRequest\x1a\x12.mesh.v1.StatReply\x12\x36\n\x06Retire\x12\x16.mesh.v1.RetireRequest\x1a\x14.mesh.v1.RetireReply\x12\x33\n\x05\x41lter\x12\x15.mesh.v1.AlterRequest\x1a\x13.mesh.v1.AlterReply\x12<\n\x08\x41nnounce\x12\x18.mesh.v1.AnnounceRequest\x1a\x16.mesh.v1.AnnounceReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mesh/v1/writes.proto\x12\x07mesh.v1\x1a\x12mesh/v1/mesh.proto\"N\n\x0bGrowRequest\x12\r\n\x05\x64raft\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x14\n\x0cstable_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04mode\x18\x04 \x01(\r\"\x0b\n\tGrowReply\"\x9b\x01\n\x0ePublishRequest\x12\r\n\x05\x64raft\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04over\x18\x04 \x01(\t\x12\x14\n\x0cis_rewritten\x18\x05 \x01(\x08\x12\x14\n\x0cis_exclusive\x18\x06 \x01(\x08\x12\x0c\n\x04mode\x18\x07 \x01(\r\x12\x10\n\x08is_again\x18\x08 \x01(\x08\"4\n\rRetireRequest\x12\r\n\x05\x64raft\x18\x01 \x01(\t\x12\x14\n\x0cis_published\x18\x02 \x01(\x08\"\r\n\x0bRetireReply\"\xdc\x01\n\x0c\x41lterRequest\x12(\n\x04verb\x18\x01 \x01(\x0e\x32\x1a.mesh.v1.AlterRequest.Verb\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x0e\n\x06target\x18\x03 \x01(\x0c\x12\x14\n\x0cis_exclusive\x18\x04 \x01(\x08\x12\x0c\n\x04mode\x18\x05 \x01(\r\"`\n\x04Verb\x12\x08\n\x04NONE\x10\x00\x12\n\n\x06REMOVE\x10\x01\x12\x12\n\x0eMAKE_DIRECTORY\x10\x02\x12\x14\n\x10REMOVE_DIRECTORY\x10\x03\x12\n\n\x06RENAME\x10\x04\x12\x0c\n\x08SET_MODE\x10\x05\"E\n\nAlterReply\x12!\n\x05\x66ound\x18\x01 \x01(\x0b\x32\x12.mesh.v1.StatReply\x12\x14\n\x0cis_mode_kept\x18\x02 \x01(\x08\"N\n\x0f\x41nnounceRequest\x12\r\n\x05\x61sker\x18\x01 \x01(\t\x12\x1b\n\x04kept\x18\x02 \x03(\x0b\x32\r.mesh.v1.Kept\x12\x0f\n\x07is_copy\x18\x03 \x01(\x08\"\x0f\n\rAnnounceReply\";\n\x0bTurnRequest\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07is_over\x18\x03 \x01(\x08\"\x0b\n\tTurnReply2\xcf\x02\n\x06Writes\x12\x30\n\x04Grow\x12\x14.mesh.v1.GrowRequest\x1a\x12.mesh.v1.GrowReply\x12\x36\n\x07Publish\x12\x17.mesh.v1.PublishRequest\x1a\x12.mesh.v1.StatReply\x12\x36\n\x06Retire\x12\x16.mesh.v1.RetireRequest\x1a\x14.mesh.v1.RetireReply\x12\x33\n\x05\x41lter\x12\x15.mesh.v1.AlterRequest\x1a\x13.mesh.v1.AlterReply\x12<\n\x08\x41nnounce\x12\x18.mesh.v1.AnnounceRequest\x1a\x16.mesh.v1.AnnounceReply\x12\x30\n\x04Turn\x12\x14.mesh.v1.TurnRequest\x1a\x12.mesh.v1.TurnReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,9 +49,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ALTERREPLY']._serialized_start=596
   _globals['_ALTERREPLY']._serialized_end=665
   _globals['_ANNOUNCEREQUEST']._serialized_start=667
-  _globals['_ANNOUNCEREQUEST']._serialized_end=728
-  _globals['_ANNOUNCEREPLY']._serialized_start=730
-  _globals['_ANNOUNCEREPLY']._serialized_end=745
-  _globals['_WRITES']._serialized_start=748
-  _globals['_WRITES']._serialized_end=1033
+  _globals['_ANNOUNCEREQUEST']._serialized_end=745
+  _globals['_ANNOUNCEREPLY']._serialized_start=747
+  _globals['_ANNOUNCEREPLY']._serialized_end=762
+  _globals['_TURNREQUEST']._serialized_start=764
+  _globals['_TURNREQUEST']._serialized_end=823
+  _globals['_TURNREPLY']._serialized_start=825
+  _globals['_TURNREPLY']._serialized_end=836
+  _globals['_WRITES']._serialized_start=839
+  _globals['_WRITES']._serialized_end=1174
 # @@protoc_insertion_point(module_scope)
