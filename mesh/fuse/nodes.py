@@ -94,6 +94,17 @@ class Nodes:
         self._by_number[node.number] = self._by_path[path] = node
         return node
 
+    def take_over(self, node: Node) -> bool:
+        """Let a path have a former node again, at the version that it has now; False if
+        somebody has the present one open."""
+        other = self._by_path.get(node.path)
+        if other is None or other.opens or other.attributes.is_directory:
+            return False
+        node.attributes, node.file = other.attributes, other.file
+        node.fresh_s, node.noted_s = other.fresh_s, other.noted_s
+        self._by_path[node.path] = node
+        return True
+
     def leave(self, node: Node) -> None:
         """Let a path have another node from now on."""
         if self._by_path.get(node.path) is node and node.number != ROOT:

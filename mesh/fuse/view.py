@@ -178,7 +178,11 @@ class View:
         if writes:
             self.edits.check_writable(node.path)
         if node.draft is None:
-            await self._check_version(node, refresh=refresh)
+            try:
+                await self._check_version(node, refresh=refresh)
+            except Stale:
+                if not is_cut or not self.nodes.take_over(node):
+                    raise  # or else nothing of what it had is left
         handle = next(self._numbers)
         self._handles.files[handle] = _OpenFile(node, writes)
         node.opens += 1

@@ -393,7 +393,7 @@ class Catalog:
             spot.source, spot.parent, spot.name, about, asked_s, is_sure=is_sure
         )
         self.tell(spot.source, spot.parent, changes)
-        self.give_copy(spot, about, asked_s)
+        self._give_copy(spot, about, asked_s)
         if refresh:  # then what was found before must have been heard as well
             await self.all_heard(spot.directory)
         if about is None:
@@ -460,7 +460,7 @@ class Catalog:
         if told := self._herald.tell(peers, change):
             await asyncio.wait(told)
 
-    def give_copy(self, spot: Spot, about: Attributes | None, asked_s: float) -> None:
+    def _give_copy(self, spot: Spot, about: Attributes | None, asked_s: float) -> None:
         """Have the second owner keep what this one, the first, has learned."""
         peer = self._shards.successor(spot.directory)
         if peer is None or self._shards.is_broken(peer):

@@ -62,8 +62,13 @@ PUBLISH_S = 60.0
 
 SWEEP_EVERY_S = 60.0
 PAUSE_S, PAUSE_MAX_S = 0.2, 5.0
-TURNS_MAX = 16
-"""Times that somebody else may publish at the same path before a writer gives up."""
+MET_MAX = 16
+"""Times that a writer may meet something else at its path before it gives up."""
+
+
+T = TypeVar("T")
+Show = Callable[[Attributes], Awaitable[T]]
+"""Has all know of what the under-store has now."""
 
 
 T = TypeVar("T")

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -386,6 +387,7 @@ print(errno_of(os.mkdir, view / "d"), errno_of(os.rename, f, view / "g"), errno_
         assert [p.name for p in data.iterdir()] == ["f"]
 
 
+@pytest.mark.slow
 def test_mounts_of_several_under_stores(tmp_path: Path) -> None:
     (tmp_path / "fixed").mkdir()
     (tmp_path / "too").mkdir()
@@ -459,6 +461,25 @@ mine.close(); print((other / "f").read_bytes())
     assert (data / "f").read_bytes() == b"mine"
 
 
+def test_two_hosts_replace_one_file_again_and_again(here: tuple[Path, Path, Path]) -> None:
+    one, two, data = here
+    code = """
+for number in range(40):
+    (view / "f").write_bytes(bytes([65 + number % 26]) * int(sys.argv[2]))
+"""
+    with ThreadPoolExecutor(2) as threads:
+        done = [
+            threads.submit(do, view, code, size) for view, size in ((one, "900"), (two, "80000"))
+        ]
+        assert [each.result() for each in done] == ["", ""]
+    content = (data / "f").read_bytes()
+    assert len(content) in (900, 80_000)
+    assert len(set(content)) == 1
+    assert [p.name for p in data.iterdir()] == ["f"]
+    for view in (one, two):
+        assert do(view, "print(len((view / 'f').read_bytes()))") == str(len(content))
+
+
 def test_only_one_of_two_hosts_makes_a_file_for_itself(here: tuple[Path, Path, Path]) -> None:
     one, two, data = here
     told = do(
@@ -476,6 +497,7 @@ print(errno_of(os.close, theirs), errno_of(os.close, mine))
     assert (data / "lock").read_bytes() == b"theirs"
 
 
+@pytest.mark.slow
 def test_the_own_peer_restarts_while_a_file_is_written(tmp_path: Path) -> None:
     with mounted(tmp_path) as (hosts, (one, two), data):
         code = """
@@ -497,6 +519,7 @@ print("closed", flush=True)
         assert do(two, "print((view / 'f').stat().st_size)") == str(40 * MIB)
 
 
+@pytest.mark.slow
 def test_a_mount_that_dies_leaves_nothing_unfinished(tmp_path: Path) -> None:
     with mounted(tmp_path) as (hosts, (one, two), data):
         do(one, "(view / 'whole').write_bytes(b'w')")
@@ -537,6 +560,7 @@ def bucket(tmp_path: Path) -> Iterator[tuple[Path, Path, object]]:
             yield hosts.mount("one"), hosts.mount("two"), client
 
 
+@pytest.mark.slow
 def test_a_bucket_is_written(bucket: tuple[Path, Path, object]) -> None:
     one, two, _ = bucket
     told = do(
@@ -573,6 +597,7 @@ os.rmdir(view / "e"); print(os.listdir(view), os.listdir(other))
     ]
 
 
+@pytest.mark.slow
 def test_bytes_go_to_a_bucket_while_they_are_written(bucket: tuple[Path, Path, object]) -> None:
     one, _, client = bucket
     told = do(
@@ -711,6 +736,7 @@ db.close()
     assert [p.name for p in data.iterdir()] == ["db"]
 
 
+@pytest.mark.slow
 def test_the_disk_of_the_host_is_full(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
