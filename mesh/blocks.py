@@ -109,11 +109,6 @@ def is_staged(tag: str) -> bool:
     return tag.startswith(WRITTEN) and "=" not in tag
 
 
-def token_of(tag: str) -> str:
-    """Return the token of what was written through the mesh; "" of anything else."""
-    return identity_of(tag).removeprefix(WRITTEN) if tag.startswith(WRITTEN) else ""
-
-
 def under_store_tag(tag: str) -> str:
     """Return what the under-store calls the content of that tag; "" if it has none of it."""
     return tag.partition("=")[2] if tag.startswith(WRITTEN) else tag

@@ -14,6 +14,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -70,10 +71,6 @@ T = TypeVar("T")
 Show = Callable[[Attributes], Awaitable[T]]
 """Has all know of what the under-store has now."""
 
-
-T = TypeVar("T")
-Show = Callable[[Attributes], Awaitable[T]]
-"""Has all know of what the under-store has now."""
 
 COPIES = {"through": 0, "local": 1, "copies": 2}
 """Disks that have a file before it is shown, by durability; 0: the under-store has it."""
@@ -280,29 +277,34 @@ class Writer:
         everybody else by *show*."""
         deadline_s = self._clock() + PUBLISH_S
         pause_s, may_be_there = PAUSE_S, request.is_again
-        over = under_store_tag(request.over)
-        for _ in range(TURNS_MAX):
-            try:
-                upload = await self._send_rest(request, place, out)
-                async with self._turns.of(request.path):
+        over, met, has_turn = under_store_tag(request.over), 0, False
+        async with AsyncExitStack() as turn:
+            while met < MET_MAX:
+                try:
+                    upload = await self._send_rest(request, place, out)
+                    if not has_turn:
+                        await turn.enter_async_context(self._turns.of(request.path))
+                        has_turn = True
                     over = await out.is_wanted(over)
                     about = await upload.publish(over=over)
                     out.upload = None
                     return await show(about)
-            except UnderStoreUnavailable:
-                may_be_there = True
-                await self._begin_anew(out)
-                if self._clock() + pause_s > deadline_s:
-                    raise
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, PAUSE_MAX_S)
-            except Stale:
-                await self._abort(out)
-                async with self._turns.of(request.path):  # nobody of ours is at it meanwhile
+                except UnderStoreUnavailable:
+                    await turn.aclose()
+                    may_be_there, has_turn = True, False
+                    await self._begin_anew(out)
+                    if self._clock() + pause_s > deadline_s:
+                        raise
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, PAUSE_MAX_S)
+                except Stale:
+                    met += 1
+                    await self._abort(out)
                     found = await self._there(place)
                     if found and may_be_there and await self._is_ours(place, found, out):
                         return await show(found)
                     out.begin()
+                    # The turn is kept, so that nobody of ours is there first again.
                     over = await self._over(request, found, out)
         raise Stale(f"{place.path}: others write it all the time")
 
