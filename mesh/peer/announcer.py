@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 
-from mesh.blocks import is_staged, token_of
+from mesh.blocks import WRITTEN, is_staged, token_of, under_store_tag
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import Unavailable
 from mesh.paths import Spot, spot_of
@@ -82,7 +82,7 @@ class Announcer:
         nearer = self._shards.nearer(directory)
         if nearer:
             with suppress(Unavailable):
-                await self._shards.first(nearer, lambda p: self._shards.announce(p, request))
+                await self._shards.in_order(nearer, lambda p: self._shards.announce(p, request))
                 # The mounts of this host read our own tables.
                 for one in _all(request):
                     spot = spot_of(self._table, one.path)
@@ -93,9 +93,10 @@ class Announcer:
 
     async def take(self, request: AnnounceRequest) -> Nothing:
         """Note, as an owner, what was done; return when all have heard who knew otherwise."""
-        for file in request.staged:
+        staged = [self._over(file) for file in request.staged]
+        for file in staged:
             await self._overlay.put(file)
-        news = [Kept(f.path, f.attributes, 0.0) for f in request.staged]
+        news = [Kept(f.path, f.attributes, 0.0) for f in staged]
         news += [one for one in request.kept if await self._uncover(one, request)]
         spots = [spot_of(self._table, plain(one.path)) for one in news]
         changes = [self._note(spot, one) for spot, one in zip(spots, news, strict=True)]
@@ -113,6 +114,15 @@ class Announcer:
         if not request.staged:  # after the word that what they knew is old
             await self._give_copies(request, spots)
         return Nothing()
+
+    def _over(self, file: StagedFile) -> StagedFile:
+        """Return a staged file that may replace what the mesh itself has persisted there."""
+        spot = spot_of(self._table, file.path)
+        record, _ = self._entries.look(spot.directory, spot.name)
+        tag = "" if record is None or record.attributes is None else record.attributes.tag
+        if tag.startswith(WRITTEN) and not is_staged(tag):
+            return replace(file, over=under_store_tag(tag))
+        return file
 
     async def _uncover(self, one: Kept, request: AnnounceRequest) -> bool:
         """Take away what is staged under a name; say whether what was done to it is news."""
@@ -145,7 +155,7 @@ class Announcer:
         nearer = self._shards.nearer(directory)
         if nearer:
             with suppress(Unavailable):
-                return await self._shards.first(nearer, lambda p: self._shards.claim(p, file))
+                return await self._shards.in_order(nearer, lambda p: self._shards.claim(p, file))
         return await self.claimed(file)
 
     async def claimed(self, file: StagedFile) -> AssertReply:
@@ -156,7 +166,7 @@ class Announcer:
         if about and token_of(about.tag) == file.token and not is_staged(about.tag):
             return AssertReply(is_ended=True)
         was_known = self._overlay.has(spot.directory, spot.name)
-        kept = await self._overlay.claim(file)
+        kept = await self._overlay.claim(file if was_known else self._over(file))
         if kept is None:
             return AssertReply(is_ended=True)
         if not was_known:

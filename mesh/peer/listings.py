@@ -30,7 +30,7 @@ from mesh.peer.once import Once, quietly
 from mesh.peer.shards import Shards
 from mesh.store.entries import directory_key
 from mesh.store.entry_store import Changes, EntryStore, Scan, age_s
-from mesh.understore.table import MountTable, Place
+from mesh.understore.table import MountTable, Place, name_bytes
 from mesh.wire.messages import KeepRequest, ListReply, ListRequest
 from mesh.wire.pages import EMPTY, packed, unpacked
 
@@ -204,6 +204,8 @@ class Listings:
         directory = _key(place)
         tables = self._entries.tables
         found, is_last = await asyncio.to_thread(tables.after, directory, after, PAGE_ENTRIES)
+        if staged := self._crier.staged(directory):
+            found = _with_staged(found, staged, after=after, is_last=is_last)
         about = tables.directory(directory)
         known_s = age_s(tables.listed_s(directory), self._clock())
         return ListReply(
@@ -455,3 +457,21 @@ def _key(place: Place) -> bytes:
 
 async def _nothing() -> None:
     return
+
+
+def _with_staged(
+    page: Sequence[tuple[str, Attributes]],
+    staged: Mapping[str, Attributes],
+    *,
+    after: str,
+    is_last: bool,
+) -> list[tuple[str, Attributes]]:
+    """Return a page of a directory with what is staged there, which it may not show."""
+    end = name_bytes(page[-1][0]) if page else b""
+    here = {
+        name: about
+        for name, about in staged.items()
+        if name_bytes(name) > name_bytes(after) and (is_last or name_bytes(name) <= end)
+    }
+    names = dict(page) | here
+    return sorted(names.items(), key=lambda each: name_bytes(each[0]))

@@ -107,6 +107,8 @@ class Overlay:
         directory, name = self._spot(file.path)
         names = self._known.setdefault(directory, {})
         before = names.get(name)
+        if before is not None and before.file.token != file.token and not file.over:
+            file = replace(file, over=before.file.over)  # of that nothing may have gone anywhere
         names[name] = _Known(file, self._clock())
         await self._names.put({_key(directory, name): encode_staged(file)})
         if before is not None and before.file.token != file.token:

@@ -22,7 +22,7 @@ from pathlib import Path
 import structlog
 from crc32c import crc32c
 
-from mesh.blocks import MIB, PIECE_BYTES, FileVersion, piece_range
+from mesh.blocks import MIB, PIECE_BYTES, FileVersion, piece_range, under_store_tag
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import BlockCorrupt, MeshError, NotFound, StoreFull, Unavailable
 from mesh.membership.view import State
@@ -180,7 +180,7 @@ class Stager:
             token=new_token(),
             path=request.path,
             size_bytes=request.size_bytes,
-            over=request.over,
+            over=under_store_tag(request.over),
             mode=request.mode,
             mtime_ns=int(now_s * 1e9),
             holders=(self._neighbors.me,),

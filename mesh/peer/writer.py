@@ -285,7 +285,8 @@ class Writer:
                     if not has_turn:
                         await turn.enter_async_context(self._turns.of(request.path))
                         has_turn = True
-                    over = await out.is_wanted(over)
+                    wanted = await out.is_wanted(over)
+                    over = over if met else wanted  # what was met is newer than what was told
                     about = await upload.publish(over=over)
                     out.upload = None
                     return await show(about)
