@@ -57,7 +57,7 @@ class Announcer:
         nearer = self._shards.nearer(directory)
         if nearer:
             with suppress(Unavailable):
-                await self._shards.first(nearer, lambda p: self._shards.announce(p, request))
+                await self._shards.in_order(nearer, lambda p: self._shards.announce(p, request))
                 # The mounts of this host read our own tables.
                 for one in kept:
                     spot = spot_of(self._table, one.path)

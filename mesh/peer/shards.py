@@ -127,6 +127,20 @@ class Shards:
                 self._metrics.failovers.labels(type(answer).__name__).inc()
         raise failure
 
+    async def in_order(self, peers: Sequence[str], ask: Callable[[str], Awaitable[A]]) -> A:
+        """Return what the first of *peers* says that is there; raises what it raised.
+
+        Nobody is asked while another one may be at it: what two of them do is done twice.
+        """
+        failure: MeshError = PeerUnavailable("owner", "nobody to ask")
+        for peer in peers:
+            try:
+                return await ask(peer)
+            except Unavailable as error:
+                failure = error
+                self._neighbors.note_failure(peer, error)
+        raise failure
+
     def _feel(self, peers: Iterable[str]) -> None:
         """See whether peers that do not answer are there at all."""
         for peer in peers:

@@ -67,7 +67,7 @@ class Turns:
         nearer = self._shards.nearer(directory)
         if nearer:
             with suppress(Unavailable):
-                await self._shards.first(nearer[:1], lambda p: self._shards.turn(p, request))
+                await self._shards.in_order(nearer[:1], lambda p: self._shards.turn(p, request))
                 return
         with suppress(Unavailable):
             await self.take(request)
