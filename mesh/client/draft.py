@@ -63,7 +63,9 @@ class Draft:
         self._fd = fd
         self._base = base
         self._is_exclusive = is_exclusive
-        self._turn = asyncio.Lock()
+        self.turn = asyncio.Lock()
+        """Held by whoever writes, publishes, renames or removes it."""
+
         self._edge_bytes = self._grown_bytes = 0
         self._is_grown_rewritten = False
         self._is_new = base is None
@@ -96,7 +98,7 @@ class Draft:
         """
         if not data:
             return
-        async with self._turn:
+        async with self.turn:
             await self._copy_up(self.size_bytes)
             self.is_dirty = True  # be it by a half of it
             try:
@@ -119,7 +121,7 @@ class Draft:
 
     async def truncate(self, size_bytes: int) -> None:
         """Cut the file, or have it end with zeros."""
-        async with self._turn:
+        async with self.turn:
             await self._copy_up(min(size_bytes, self.size_bytes))
             await self._in_thread(lambda: os.ftruncate(self._fd, size_bytes))
             self._note_change(min(size_bytes, self.size_bytes))
@@ -129,7 +131,7 @@ class Draft:
 
     async def settle(self) -> None:
         """Bring all that the file held before here: it will be had nowhere else."""
-        async with self._turn:
+        async with self.turn:
             await self._copy_up(self.size_bytes)
 
     def _note_change(self, offset_bytes: int) -> None:
@@ -207,7 +209,7 @@ class Draft:
         Raises what the caller of close(2) is to hear: then nobody sees it, and it may be
         tried again.
         """
-        async with self._turn:
+        async with self.turn:
             if not self.is_dirty or self.is_removed:
                 return None
             if self._failure is not None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 import structlog
@@ -243,12 +243,25 @@ class Edits:
 
     async def remove(self, path: str) -> None:
         self.check_writable(path)
-        node = self._nodes.at(path)
         with self._doing(path):
-            if node is None or not node.is_begun:
-                await self._save(path)
-                await self._client.writes.alter(AlterRequest(Verb.REMOVE, path))
+            async with self._begun(path) as begun:
+                if begun is not None:
+                    self._gone(path)  # nobody else has seen it
+                    return
+            await self._save(path)
+            await self._client.writes.alter(AlterRequest(Verb.REMOVE, path))
             self._gone(path)
+
+    @asynccontextmanager
+    async def _begun(self, path: str) -> AsyncIterator[Draft | None]:
+        """Give what is written at a path if only this mount sees it, and have nobody publish
+        it meanwhile."""
+        node = self._nodes.at(path)
+        if node is None or node.draft is None:
+            yield None
+            return
+        async with node.draft.turn:
+            yield node.draft if node.is_begun else None
 
     async def _save(self, path: str) -> None:
         """Bring all of a file here that somebody has open and that is about to go."""
@@ -276,13 +289,23 @@ class Edits:
     async def rename(self, path: str, target: str, *, is_exclusive: bool) -> None:
         self.check_writable(path)
         self.check_writable(target)
+        if path == target:
+            return
         with self._doing(path, target):
+            async with self._begun(path) as begun:
+                if begun is not None:
+                    # Nobody else has seen it: it is shown under the new name alone.
+                    begun.over = await self._tag_of(target, is_exclusive=is_exclusive)
+                    self._moved(path, target)
+                    return
             await self._rename(path, target, is_exclusive=is_exclusive)
-            if path != target:
-                self._gone(target)
-                self._nodes.rename(path, target)
-                self._kept.rename(path, target)
-                await self._follow(target)
+            self._moved(path, target)
+            await self._follow(target)
+
+    def _moved(self, path: str, target: str) -> None:
+        self._gone(target)
+        self._nodes.rename(path, target)
+        self._kept.rename(path, target)
 
     async def _follow(self, path: str) -> None:
         """Have what is open below a directory that has moved be read and written there."""
@@ -301,13 +324,9 @@ class Edits:
     async def _rename(self, path: str, target: str, *, is_exclusive: bool) -> None:
         node = self._nodes.at(path)
         draft = None if node is None else node.draft
-        if node is not None and draft is not None and node.is_begun:
-            # Nobody else has seen it: it is shown under the new name alone.
-            draft.over = await self._tag_of(target, is_exclusive=is_exclusive)
-            return
         if node is not None:
             await self.publish(node)
-        if not is_exclusive and path != target:
+        if not is_exclusive:
             await self._save(target)
         request = AlterRequest(Verb.RENAME, path, target, is_exclusive)
         reply = await self._client.writes.alter(request)

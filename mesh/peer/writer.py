@@ -90,6 +90,9 @@ class _Outgoing:
     block_bytes: int
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     upload: Upload | None = None
+    goes_to: str = ""
+    """Where the upload goes, below the under-store's root."""
+
     digests: Digests = field(default_factory=Digests)
     stable_bytes: int = 0
     mode: int = 0
@@ -172,7 +175,9 @@ class Writer:
         out = self._of(request.draft, path)
         out.mode = request.mode
         async with out.turn:
-            if request.is_rewritten or out.digests.size_bytes > request.size_bytes:
+            is_elsewhere = out.upload is not None and out.goes_to != place.path
+            is_longer = out.digests.size_bytes > request.size_bytes
+            if request.is_rewritten or is_longer or is_elsewhere:
                 await self._begin_anew(out)
             return await self._published(
                 replace(request, path=path),
@@ -255,6 +260,7 @@ class Writer:
         if out.upload is None:
             mode = out.mode or None
             out.upload = await place.store.upload(place.path, size_bytes=size_bytes, mode=mode)
+            out.goes_to = place.path
         data = await out.read(out.digests.size_bytes, run_bytes)
         await asyncio.to_thread(out.digests.add, data)
         await out.upload.add(data)
@@ -315,6 +321,7 @@ class Writer:
             out.begin()
             mode = out.mode or None
             out.upload = await place.store.upload(place.path, size_bytes=size_bytes, mode=mode)
+            out.goes_to = place.path
         while (rest_bytes := size_bytes - out.digests.size_bytes) > 0:
             run_bytes = min(RUN_BYTES, rest_bytes)
             await self._send(place, out, run_bytes, size_bytes=size_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -167,3 +168,26 @@ async def test_a_file_that_is_renamed_to_itself_stays(tmp_path: Path) -> None:
     async with mounted(tmp_path, origin(), ("a",)) as (a,):
         await a.rename("top", "top")
         assert await a.read("top") == b"top"
+
+
+@pytest.mark.parametrize("verb", ["rename", "remove"])
+async def test_a_name_that_goes_while_its_first_close_is_under_way_is_gone(
+    tmp_path: Path, verb: str
+) -> None:
+    under_store = origin()
+    async with mounted(tmp_path, under_store, ("a",)) as (a,):
+        _, handle = await a.create("new")
+        await a.view.write(handle, 0, b"new")
+        under_store.upload_gate.clear()
+        closing = asyncio.create_task(a.view.flush(handle))
+        while not under_store.uploads["new"]:
+            await asyncio.sleep(0.01)
+        work = a.rename("new", "moved") if verb == "rename" else a.remove("new")
+        going = asyncio.create_task(work)
+        await asyncio.sleep(0.05)  # it has to wait, which shows nowhere
+        under_store.upload_gate.set()
+        await asyncio.gather(closing, going)
+        await a.view.release(handle)
+        assert "new" not in under_store.files
+        assert under_store.files.get("moved") == (b"new" if verb == "rename" else None)
+        assert not await a.is_there("new")

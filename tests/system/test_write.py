@@ -319,6 +319,24 @@ with open(view / "f.tmp", "wb") as file:
     assert do(two, "print(os.listdir(view), (view / 'f').read_bytes())") == "['f'] b'half whole'"
 
 
+def test_what_is_sent_already_can_be_renamed(here: tuple[Path, Path, Path]) -> None:
+    one, two, data = here
+    do(
+        one,
+        """
+with open(view / "f.tmp", "wb") as file:
+    for number in range(40):
+        file.write(bytes([number]) * (1 << 20))
+    file.flush()
+    time.sleep(1)  # most of it is on its way
+    os.rename(view / "f.tmp", view / "f")
+""",
+    )
+    assert [p.name for p in data.iterdir()] == ["f"]
+    told = "content = (view / 'f').read_bytes(); print(os.listdir(view), len(content), content[-1])"
+    assert do(two, told) == f"['f'] {40 * MIB} 39"
+
+
 def test_attributes_are_kept(here: tuple[Path, Path, Path]) -> None:
     one, _, data = here
     told = do(
