@@ -28,6 +28,7 @@ WAIT_S = 35.0
 """Less than who asks waits for an answer."""
 
 WAITING_MAX = 4096
+LINES_MAX = 65_536
 
 
 class _Line:
@@ -74,11 +75,14 @@ class Turns:
 
     async def take(self, request: TurnRequest) -> Nothing:
         """Give somebody the turn at a path, or take it back, as an owner."""
-        line = self._lines.setdefault(request.path, _Line())
         if request.is_over:
-            if line.token == request.token:
-                self._next(request.path, line)
+            known = self._lines.get(request.path)
+            if known is not None and known.token == request.token:
+                self._next(request.path, known)
             return Nothing()
+        if len(self._lines) >= LINES_MAX:
+            self._forget_ended()
+        line = self._lines.setdefault(request.path, _Line())
         deadline_s = self._clock() + WAIT_S
         while line.token and line.token != request.token:
             rest_s = min(line.until_s, deadline_s) - self._clock()
@@ -100,6 +104,13 @@ class Turns:
         line.token, line.until_s = request.token, self._clock() + TURN_S
         self._lines[request.path] = line
         return Nothing()
+
+    def _forget_ended(self) -> None:
+        """Forget the turns that nobody has given back in time."""
+        now_s = self._clock()
+        ended = [p for p, line in self._lines.items() if line.until_s <= now_s and not line.waiting]
+        for path in ended:
+            del self._lines[path]
 
     def _next(self, path: str, line: _Line) -> None:
         line.token = ""
