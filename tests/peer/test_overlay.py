@@ -1,0 +1,108 @@
+"""Names that owners show before the under-store has them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from mesh.blocks import Attributes, written_tag
+from mesh.peer.overlay import BELIEVED_S, Overlay
+from mesh.store.entries import directory_key
+from mesh.store.store import BlockStore, StoreSettings, open_store
+from mesh.testing.clock import ManualClock
+from mesh.testing.memory import SOURCE, MemoryUnderStore
+from mesh.understore.table import MountTable
+from mesh.understore.understore import UnderStoreSettings
+from mesh.wire.writes import StagedFile
+
+DIRECTORY = directory_key(SOURCE, "ckpt")
+FILE = StagedFile("t" * 32, "ckpt/f", 5, "", 0o644, 7, ("a", "b"), 100.0)
+NEWER = replace(FILE, token="u" * 32, queued_s=200.0)
+
+
+class Mesh:
+    """Who is there, and what time it is."""
+
+    def __init__(self) -> None:
+        self.up = {"a", "b"}
+        self.clock = ManualClock()
+        table = {"/": UnderStoreSettings(url=SOURCE)}
+        self.table = MountTable(table, {SOURCE: MemoryUnderStore()})
+
+    async def overlay(self, store: BlockStore) -> Overlay:
+        overlay = Overlay(
+            self.table, store.staged_names, store.ended, self.up.__contains__, self.clock
+        )
+        await overlay.load()
+        return overlay
+
+
+@asynccontextmanager
+async def opened(root: Path) -> AsyncIterator[BlockStore]:
+    settings = StoreSettings(directory=root / "store", capacity_bytes=1 << 30)
+    async with open_store(settings, cluster="test") as store:
+        yield store
+
+
+async def test_what_is_staged_is_shown_until_it_is_persisted(tmp_path: Path) -> None:
+    mesh = Mesh()
+    async with opened(tmp_path) as store:
+        overlay = await mesh.overlay(store)
+        await overlay.put(FILE)
+        assert overlay.look(DIRECTORY, "f") == FILE
+        assert overlay.names(DIRECTORY) == {"f": FILE.attributes}
+        about = Attributes(False, 5, 9, written_tag(FILE.token, "etag"))
+        assert await overlay.persisted("ckpt/f", about)
+        assert overlay.look(DIRECTORY, "f") is None
+        assert await overlay.claim(FILE) is None
+
+
+async def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
+    mesh = Mesh()
+    async with opened(tmp_path) as store:
+        overlay = await mesh.overlay(store)
+        await overlay.put(FILE)
+        await overlay.put(replace(FILE, token="e" * 32, path="ckpt/gone"))
+        await overlay.forget(DIRECTORY, "gone")
+    async with opened(tmp_path) as store:
+        overlay = await mesh.overlay(store)
+        assert overlay.names(DIRECTORY) == {"f": FILE.attributes}
+        assert await overlay.claim(replace(FILE, token="e" * 32, path="ckpt/gone")) is None
+
+
+async def test_the_newer_one_of_two_is_shown_whoever_claims_first(tmp_path: Path) -> None:
+    mesh = Mesh()
+    async with opened(tmp_path) as store:
+        overlay = await mesh.overlay(store)
+        assert await overlay.claim(FILE) == FILE
+        assert await overlay.claim(NEWER) == NEWER
+        assert await overlay.claim(FILE) is None
+        assert overlay.look(DIRECTORY, "f") == NEWER
+
+
+async def test_a_newer_one_learns_what_an_older_one_has_put_there(tmp_path: Path) -> None:
+    mesh = Mesh()
+    async with opened(tmp_path) as store:
+        overlay = await mesh.overlay(store)
+        await overlay.put(replace(FILE, over="base"))
+        await overlay.put(NEWER)
+        assert await overlay.claim(NEWER) == replace(NEWER, over="base")
+        about = Attributes(False, 5, 9, written_tag(FILE.token, "etag"))
+        assert not await overlay.persisted("ckpt/f", about)
+        assert await overlay.claim(NEWER) == replace(NEWER, over="etag")
+
+
+async def test_what_no_holder_speaks_of_is_not_believed_for_ever(tmp_path: Path) -> None:
+    mesh = Mesh()
+    async with opened(tmp_path) as store:
+        overlay = await mesh.overlay(store)
+        await overlay.put(FILE)
+        mesh.clock.advance(BELIEVED_S)
+        assert overlay.look(DIRECTORY, "f") is None
+        mesh.up.clear()  # who could have spoken is away
+        assert overlay.look(DIRECTORY, "f") == FILE
+        mesh.up.add("b")
+        await overlay.claim(FILE)
+        assert overlay.look(DIRECTORY, "f") == FILE
