@@ -1,18 +1,20 @@
 """Checkpoints: one stream that is written and closed, and read by another host at once.
 
 The controls write the same bytes by turns with mesh: `dd conv=fsync` to the same disk, and
-pyarrow's own upload to the same S3 server. A mesh of two peers with a mount each; when
-close has returned, the under-store has the file (durability `through`).
+pyarrow's own upload to the same S3 server. A mesh of two peers with a mount each, in each
+durability: `through` (close waits for the under-store), `copies` (for two disks), `local`.
+What is staged is flushed after each turn, and that is not counted.
 """
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from bench import flags
-from bench.cluster import Cluster, workplace
+from bench.cluster import Cluster, mesh_command, workplace
 from bench.data import make_file
 from bench.measure import GB, MIB, Median, checksum, in_turns, sequential_mb_per_s, stopwatch
 from bench.table import Table, ratio_at_least
@@ -40,24 +42,41 @@ def main() -> None:
         def upload(turn: int, origin: Origin) -> float:
             return upload_mb_per_s(source, origin, f"bare-{turn}")
 
-        bench(table, directory_origin(place / "data"), place, dd, turns=given.turns)
+        origin = directory_origin(place / "data")
+        for durability in ("through", "copies", "local"):
+            bench(table, origin, place, dd, turns=given.turns, durability=durability)
         (place / "empty").mkdir()
         with s3_origin(place, data=place / "empty") as origin:
-            bench(table, origin, place, lambda turn: upload(turn, origin), turns=given.turns)
+            bench(
+                table,
+                origin,
+                place,
+                lambda turn: upload(turn, origin),
+                turns=given.turns,
+                durability="through",
+            )
     table.finish()
 
 
 def bench(
-    table: Table, origin: Origin, place: Path, control: Callable[[int], float], *, turns: int
+    table: Table,
+    origin: Origin,
+    place: Path,
+    control: Callable[[int], float],
+    *,
+    turns: int,
+    durability: str,
 ) -> None:
-    """Add the rows of one under-store."""
+    """Add the rows of one under-store, in one durability."""
     source = place / "source"
     size_bytes = source.stat().st_size
-    directory = place / f"mesh-{origin.under_store.url[:2]}"
+    under_store = replace(origin.under_store, durability=durability)
+    directory = place / f"mesh-{under_store.url[:2]}-{durability}"
+    title = f"{origin.name}, {durability}"
     closes_s: list[float] = []
     reads: list[float] = []
     plain: list[float] = []
-    with Cluster(directory, origin.under_store, peers=2, mounts=2, capacity="40GiB") as mesh:
+    with Cluster(directory, under_store, peers=2, mounts=2, capacity="40GiB") as mesh:
 
         def write(turn: int) -> float:
             path = mesh.view(0) / f"ckpt-{turn}"
@@ -67,19 +86,26 @@ def bench(
             plain.append(sequential_mb_per_s(source))
             if checksum(mesh.view(1) / path.name) != checksum(source):
                 raise RuntimeError(f"{origin.name}: another host has read wrong bytes")
+            flush(mesh)
             path.unlink()
             return size_bytes / took_s / 1e6
 
         with mesh.counted_cpu() as used:
             bare, through = in_turns(control, write, turns=turns)
-    name = f"{origin.name}: write and close, through"
+    name = f"{title}: write and close"
     table.add(name, through, "MB/s", control=bare, goal=ratio_at_least(0.9))
-    table.add(f"{origin.name}: close alone", Median(closes_s), "s")
-    read = f"{origin.name}: read by another host right after close"
+    table.add(f"{title}: close alone", Median(closes_s), "s")
+    read = f"{title}: read by another host right after close"
     table.add(read, Median(reads), "MB/s", control=Median(plain))
     for daemon, cpu_s in used.items():
-        title = f"{origin.name}: CPU of {daemon}, reads included"
-        table.add(title, cpu_s / (turns * size_bytes / GB), "CPU-s/GB")
+        what = f"{title}: CPU of {daemon}, reads and uploads included"
+        table.add(what, cpu_s / (turns * size_bytes / GB), "CPU-s/GB")
+
+
+def flush(mesh: Cluster) -> None:
+    """Wait until the under-store has all that is staged."""
+    command = [*mesh_command(), "flush", "-c", str(mesh.config_path(0))]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
 
 
 def written(source: Path, target: Path) -> tuple[float, float]:

@@ -191,6 +191,8 @@ class UnderStore:
     s3: Mapping[str, str] = field(default_factory=dict)
     """endpoint, region, access_key, secret_key; empty for a directory."""
 
+    durability: str = "through"
+
 
 class Cluster:
     """Peers and mounts of mesh, each a process of its own, on this machine."""
@@ -274,7 +276,7 @@ class Cluster:
         self.peers, self.mounts = [], []
 
     def _peer(self, index: int) -> Daemon:
-        config = self._directory / f"peer-{index + 1}.toml"
+        config = self.config_path(index)
         config.parent.mkdir(parents=True, exist_ok=True)
         config.write_text(self.config(index))
         return Daemon(
@@ -294,6 +296,9 @@ class Cluster:
             log=self._directory / f"mount-{index + 1}.log",
         )
 
+    def config_path(self, index: int) -> Path:
+        return self._directory / f"peer-{index + 1}.toml"
+
     def config(self, index: int) -> str:
         """Return the configuration of peer *index*."""
         peers = "".join(
@@ -312,6 +317,7 @@ directory = "{self._directory / f"store-{index + 1}"}"
 capacity = "{self._capacity}"
 [mounts."/"]
 url = "{self._under_store.url}"
+durability = "{self._under_store.durability}"
 """
         if not self._under_store.s3:
             return text
