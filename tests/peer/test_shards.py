@@ -131,6 +131,8 @@ async def test_pages_that_are_long_on_their_way_are_of_the_same_listing(tmp_path
         await names(peer, "big")
         directory = directory_key(SOURCE, "big")
         await until(lambda: peer.store.entries.listed_s(directory) is not None, within_s=5.0)
+        found, _ = peer.store.entries.tables.after(directory, "", COUNT)
+        assert [name for name, _ in found] == [f"{number:04}" for number in range(COUNT)]
 
 
 async def test_the_second_owner_has_a_copy_and_answers_for_the_first(tmp_path: Path) -> None:

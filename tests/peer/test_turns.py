@@ -56,21 +56,27 @@ async def test_hosts_have_it_one_after_the_other(tmp_path: Path) -> None:
 async def test_other_paths_have_turns_of_their_own(tmp_path: Path) -> None:
     async with running_cluster(tmp_path, NAMES, MemoryUnderStore()) as cluster:
         one, other = askers(cluster, "models")
+        entered = False
         async with asyncio.timeout(10), turns_of(cluster, one).of(PATH):
             async with turns_of(cluster, other).of("models/other"):
-                pass
+                entered = True
+        assert entered
 
 
 async def test_two_paths_in_any_order_do_not_wait_for_each_other_for_ever(tmp_path: Path) -> None:
     async with running_cluster(tmp_path, NAMES, MemoryUnderStore()) as cluster, asyncio.timeout(20):
+        changed = 0
 
         async def change(name: str, *paths: str) -> None:
+            nonlocal changed
             for _ in range(5):
                 async with turns_of(cluster, name).of(*paths):
                     await asyncio.sleep(0)
+                    changed += 1
 
         name = askers(cluster, "x", "y")[0]
         await asyncio.gather(change(name, "x/one", "y/two"), change(name, "y/two", "x/one"))
+        assert changed == 10
 
 
 async def test_without_its_owner_one_goes_on(tmp_path: Path) -> None:
@@ -79,8 +85,10 @@ async def test_without_its_owner_one_goes_on(tmp_path: Path) -> None:
         owner = catalog._shards.owners(directory_key(SOURCE, "models"))[0]
         asker = next(name for name in NAMES if name != owner)
         await cluster.stop(owner)
+        began = False
         async with asyncio.timeout(10), turns_of(cluster, asker).of(PATH):
-            pass
+            began = True
+        assert began
 
 
 class Alone(Shards):
