@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mesh.blocks import MIB, is_staged
 from mesh.client.file import MeshFile
+from mesh.clock import monotonic_s
 from mesh.errors import MeshError, Stale, StoreFull
 from mesh.store.extents import write_all
 from mesh.store.journal import FREE_BYTES_MIN
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 GROW_EVERY_BYTES = 16 * MIB
 COPY_BYTES = MIB
+
+FULL_DISK_WAIT_S = 2.0
+FULL_DISK_CHECK_S = 0.1
+"""A writer that finds the disk full waits for what is being evicted, and for files that
+were given up a moment ago: the kernel tells of their last close after it has answered it."""
 
 T = TypeVar("T")
 
@@ -92,7 +98,7 @@ class Draft:
     # Writing
 
     async def write(self, offset_bytes: int, data: bytes) -> None:
-        """Put bytes anywhere; `StoreFull` when this host's disk is.
+        """Put bytes anywhere; `StoreFull` when this host's disk is, and stays so for 2 s.
 
         What could not be put would be missing from the file, so that it is not shown then.
         """
@@ -102,7 +108,7 @@ class Draft:
             await self._copy_up(self.size_bytes)
             self.is_dirty = True  # be it by a half of it
             try:
-                await self._in_thread(lambda: self._put(data, offset_bytes))
+                await self._once_there_is_room(lambda: self._put(data, offset_bytes))
             except MeshError as error:
                 self._failure = error
                 raise
@@ -113,7 +119,18 @@ class Draft:
             self.size_bytes = max(self.size_bytes, end_bytes)
             self._grow()
 
-    def _put(self, data: bytes, offset_bytes: int) -> None:
+    async def _once_there_is_room(self, put: Callable[[], None]) -> None:
+        deadline_s = monotonic_s() + FULL_DISK_WAIT_S
+        while True:
+            try:
+                return await self._in_thread(put)
+            except StoreFull:
+                # Who has been told already, and writes on, does not wait each time.
+                if self._failure is not None or monotonic_s() >= deadline_s:
+                    raise
+            await asyncio.sleep(FULL_DISK_CHECK_S)
+
+    def _put(self, data: bytes | memoryview, offset_bytes: int) -> None:
         disk = os.fstatvfs(self._fd)
         if disk.f_bavail * disk.f_frsize < len(data) + FREE_BYTES_MIN:
             raise OSError(errno.ENOSPC, "what is left is for the peer's tables")
@@ -154,7 +171,7 @@ class Draft:
             got_bytes = await base.read(done_bytes, into)
             if not got_bytes:
                 raise Stale(f"{self.path}: is shorter than it was")
-            await self._in_thread(lambda: write_all(self._fd, into[:got_bytes], done_bytes))  # noqa: B023
+            await self._once_there_is_room(lambda: self._put(into[:got_bytes], done_bytes))  # noqa: B023
             done_bytes += got_bytes
         self._base = None
         base.close()

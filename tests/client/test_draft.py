@@ -297,6 +297,59 @@ async def test_what_was_not_published_is_not_kept(tmp_path: Path) -> None:
 # A full disk
 
 
+@pytest.fixture
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no writer wait for room."""
+    monkeypatch.setattr(draft_module, "FULL_DISK_WAIT_S", 0.0)
+
+
+async def test_a_writer_waits_for_room_and_then_all_of_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    def full_twice(fd: int, data: bytes | memoryview, offset_bytes: int) -> None:
+        nonlocal tries
+        tries += 1
+        if tries <= 2:
+            write_all(fd, data[: len(data) // 2], offset_bytes)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_all(fd, data, offset_bytes)
+
+    monkeypatch.setattr(draft_module, "write_all", full_twice)
+    with peer_at(tmp_path) as peer:
+        draft = peer.draft()
+        await draft.write(0, b"one")
+        assert tries == 3
+        assert await draft.publish() is not None
+        await draft.close()
+    assert [data for _, data in peer.published] == [b"one"]
+
+
+async def test_a_writer_that_was_told_that_the_disk_is_full_does_not_wait_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    def full(fd: int, data: bytes | memoryview, offset_bytes: int) -> None:
+        nonlocal tries
+        tries += 1
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(draft_module, "write_all", full)
+    monkeypatch.setattr(draft_module, "FULL_DISK_WAIT_S", 0.3)
+    with peer_at(tmp_path) as peer:
+        draft = peer.draft()
+        with pytest.raises(StoreFull):
+            await draft.write(0, b"one")
+        first_tries, tries = tries, 0
+        with pytest.raises(StoreFull):
+            await draft.write(3, b"two")
+        await draft.close()
+    assert (first_tries > 1, tries) == (True, 1)
+
+
+@pytest.mark.usefixtures("no_wait")
 async def test_a_file_with_a_part_missing_is_not_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +374,7 @@ async def test_a_file_with_a_part_missing_is_not_shown(
     assert [data for _, data in peer.published] == [b"one"]
 
 
+@pytest.mark.usefixtures("no_wait")
 async def test_a_half_write_to_what_was_published_is_not_kept_as_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,6 +394,7 @@ async def test_a_half_write_to_what_was_published_is_not_kept_as_that(
         assert peer.retired == [(draft.token, False)]
 
 
+@pytest.mark.usefixtures("no_wait")
 @pytest.mark.parametrize(
     ("code", "kind"), [(errno.ENOSPC, StoreFull), (errno.EDQUOT, StoreFull), (errno.EIO, MeshError)]
 )
@@ -361,6 +416,7 @@ async def test_what_the_disk_says_is_what_the_writer_hears(
     assert (peer.published, peer.retired) == ([], [(draft.token, False)])
 
 
+@pytest.mark.usefixtures("no_wait")
 async def test_the_last_of_the_disk_is_for_the_peer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
