@@ -60,6 +60,19 @@ class Metrics:
             "upload_failures", "Tries to persist a staged file in vain"
         )
     )
+    takeovers: Counter = field(
+        default_factory=lambda: _counter(
+            "upload_takeovers", "Files persisted here because their writer was gone"
+        )
+    )
+    staged_files: Gauge = field(
+        default_factory=lambda: _gauge("staged_files", "Files here that wait to be persisted")
+    )
+    staged_age_s: Gauge = field(
+        default_factory=lambda: _gauge(
+            "staged_age_seconds", "How long the oldest of them has waited"
+        )
+    )
     staged_bytes: Gauge = field(
         default_factory=lambda: _gauge("staged_bytes", "Bytes here that wait to be persisted")
     )

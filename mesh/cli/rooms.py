@@ -47,6 +47,7 @@ def peer_settings(settings: Settings) -> PeerSettings:
         mounts={path: under_store(mount) for path, mount in settings.mounts.items()},
         metrics_address=settings.peer.metrics,
         staged_bytes_max=min(settings.store.staging, settings.store.capacity // 2),
+        upload_bytes_per_s=settings.store.upload_limit,
         memory_bytes=settings.peer.memory,
         check_under_stores=settings.peer.check_under_stores,
         tls=tls(settings),

@@ -137,6 +137,8 @@ class StoreSection(Section):
     """Eviction also keeps this part of the disk free for everyone else."""
     staging: Annotated[Size, AfterValidator(q.at_least(0))] = 50 * GIB
     """What may wait here for the under-store, at most half of the capacity."""
+    upload_limit: Annotated[Size, AfterValidator(q.at_least(0))] = 0
+    """Of that, so many bytes go into the under-store each second; 0 for no limit."""
 
 
 class S3Section(Section):

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections import Counter as Tally
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated
 
@@ -30,6 +30,7 @@ from mesh.wire.messages import Description, Nothing, Overview
 
 REFRESH_S = 1.0
 FULL_RATIO = 0.9
+STAGED_LONG_S = 60.0
 SETTLED_AFTER_S = 10.0
 """By then all peers have heard of a start."""
 
@@ -47,6 +48,7 @@ _PLACE: list[Column] = [
 _CACHE: list[Column] = [
     ("cache", lambda d: f"{size_shown(d.used_bytes)} / {size_shown(d.capacity_bytes)}"),
     ("blocks", lambda d: str(d.block_count)),
+    ("staged", lambda d: size_shown(d.staged_bytes) if d.staged_files else NOTHING),
     ("hit", lambda d: percent_shown(hit_ratio(d.read_bytes))),
     ("failovers", lambda d: str(d.failovers)),
     ("corrupt", lambda d: str(d.corrupt_blocks)),
@@ -74,21 +76,38 @@ def status(
             asyncio.run(_watch(settings, as_json=as_json))
         return
     overview = ask(settings, OVERVIEW, Nothing())
+    writes = durabilities(settings)
     if as_json:
-        print(as_line(overview))
+        print(as_line(overview, writes))
     else:
         console = _console()
-        console.print(rendered(overview, columns=console.width))
+        console.print(rendered(overview, columns=console.width, writes=writes))
 
 
-def as_line(overview: Overview) -> str:
+def durabilities(settings: Settings) -> dict[str, str]:
+    """Return what has a file when its writer is told that it is safe, by path of the mesh."""
+    found: dict[str, str] = {}
+    for path, mount in settings.mounts.items():
+        found[path] = "read-only" if mount.read_only else mount.durability
+        for below, durability in mount.durabilities.items():
+            if not mount.read_only:
+                found[f"{path.rstrip('/')}/{below.strip('/')}"] = durability
+    return found
+
+
+def as_line(overview: Overview, writes: Mapping[str, str] | None = None) -> str:
     """Return everything as one line of JSON."""
-    return json.dumps(msgspec.to_builtins(overview))
+    known = {} if writes is None else {"durability": dict(writes)}
+    return json.dumps(msgspec.to_builtins(overview) | known)
 
 
-def rendered(overview: Overview, *, columns: int) -> RenderableType:
+def rendered(
+    overview: Overview, *, columns: int, writes: Mapping[str, str] | None = None
+) -> RenderableType:
     """Return the summary, the peers and the warnings, as fits into so many columns."""
     parts: list[RenderableType] = [Text(summary(overview), style="bold")]
+    if writes:
+        parts.append(Text("writes: " + ", ".join(f"{p} {d}" for p, d in sorted(writes.items()))))
     parts += _tables(overview.peers, columns)
     parts += [Text(f"warning: {warning}", style="yellow") for warning in warnings(overview)]
     return Group(*parts)
@@ -111,6 +130,8 @@ def summary(overview: Overview) -> str:
         f"hit {percent_shown(hit_ratio(read_bytes))}",
         f"filled {size_shown(sum(p.fill_bytes for p in peers))}",
     ]
+    if any(p.staged_files for p in peers):
+        parts.append(f"{size_shown(sum(p.staged_bytes for p in peers))} staged")
     return ", ".join(parts)
 
 
@@ -138,6 +159,12 @@ def warnings(overview: Overview) -> Iterator[str]:
             yield (
                 f"{peer.name}: {peer.corrupt_blocks} corrupt blocks were dropped; "
                 "check its disk and memory"
+            )
+        if peer.staged_age_s > STAGED_LONG_S:
+            yield (
+                f"{peer.name}: {peer.staged_files} files, {size_shown(peer.staged_bytes)}, wait "
+                f"for the under-store, the oldest for {duration_shown(peer.staged_age_s)}; "
+                "`mesh uploads` says why"
             )
         if peer.used_bytes > FULL_RATIO * peer.capacity_bytes:
             ratio = percent_shown(peer.used_bytes / max(1, peer.capacity_bytes))
@@ -201,25 +228,26 @@ def _console() -> Console:
 async def _watch(settings: Settings, *, as_json: bool) -> None:
     console = _console()
     async with host_peer(settings.peer.socket) as peer:
+        writes = durabilities(settings)
         if as_json:
-            await _print_lines(peer)
+            await _print_lines(peer, writes)
         with Live(console=console, auto_refresh=False) as live:
             while True:
-                live.update(await _seen(peer, console.width), refresh=True)
+                live.update(await _seen(peer, console.width, writes), refresh=True)
                 await asyncio.sleep(REFRESH_S)
 
 
-async def _print_lines(peer: HostPeer) -> None:
+async def _print_lines(peer: HostPeer, writes: Mapping[str, str]) -> None:
     while True:
         try:
-            print(as_line(await peer.ask(OVERVIEW, Nothing())), flush=True)
+            print(as_line(await peer.ask(OVERVIEW, Nothing()), writes), flush=True)
         except MeshError as error:
             print(json.dumps({"error": str(error)}), flush=True)
         await asyncio.sleep(REFRESH_S)
 
 
-async def _seen(peer: HostPeer, columns: int) -> RenderableType:
+async def _seen(peer: HostPeer, columns: int, writes: Mapping[str, str]) -> RenderableType:
     try:
-        return rendered(await peer.ask(OVERVIEW, Nothing()), columns=columns)
+        return rendered(await peer.ask(OVERVIEW, Nothing()), columns=columns, writes=writes)
     except MeshError as error:
         return Text(f"no answer from {error}", style="bold red")  # it may come back

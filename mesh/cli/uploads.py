@@ -9,18 +9,29 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from mesh.cli.ask import ask, host_peer
 from mesh.cli.exits import AsJson, ConfigPath, fail, one_line, settings_of
-from mesh.cli.figures import text_shown
+from mesh.cli.figures import NOTHING, duration_shown, percent_shown, size_shown, text_shown
 from mesh.cli.info import mesh_mountpoints, path_in_mesh
 from mesh.cli.quantities import parse_seconds
 from mesh.wire.messages import Nothing
 from mesh.wire.writes import ALL_UPLOADS, FLUSH, FlushRequest, Waiting
 
 GRACE_S = 10.0
+
+_COLUMNS: list[tuple[str, JustifyMethod]] = [
+    ("path", "left"),
+    ("size", "right"),
+    ("waits", "right"),
+    ("sent", "right"),
+    ("rate", "right"),
+    ("on", "left"),
+    ("tries", "right"),
+    ("last error", "left"),
+]
 
 
 def uploads(config: ConfigPath, as_json: AsJson = False) -> None:
@@ -30,19 +41,23 @@ def uploads(config: ConfigPath, as_json: AsJson = False) -> None:
         print(json.dumps({"uploads": [_plain(one) for one in waiting]}))
         return
     table = Table(box=None, pad_edge=False)
-    for heading in ("path", "MiB", "waits", "on", "tries", "last error"):
-        table.add_column(heading, justify="right" if heading in ("MiB", "tries") else "left")
+    for heading, justify in _COLUMNS:
+        table.add_column(heading, justify=justify)
     now_s = time.time()
     for one in waiting:
         table.add_row(
             text_shown(one.file.path),
-            f"{one.file.size_bytes / (1 << 20):,.1f}",
-            f"{max(0.0, now_s - one.file.queued_s):,.0f} s",
+            size_shown(one.file.size_bytes),
+            duration_shown(max(0.0, now_s - one.file.queued_s)),
+            percent_shown(one.sent_bytes / max(1, one.file.size_bytes)),
+            f"{size_shown(int(one.bytes_per_s))}/s" if one.bytes_per_s else NOTHING,
             ", ".join(one.file.holders),
             str(one.tries),
             text_shown(one.reason),
         )
     if waiting:
+        total_bytes = sum(one.file.size_bytes for one in waiting)
+        print(f"{len(waiting)} files, {size_shown(total_bytes)}")
         Console().print(table)
     else:
         print("nothing waits")
@@ -83,6 +98,9 @@ def _plain(one: Waiting) -> dict[str, object]:
         "size_bytes": one.file.size_bytes,
         "queued_s": one.file.queued_s,
         "holders": list(one.file.holders),
+        "peer": one.peer,
+        "sent_bytes": one.sent_bytes,
+        "bytes_per_s": one.bytes_per_s,
         "tries": one.tries,
         "error": one.reason,
     }

@@ -1,11 +1,14 @@
 """What is done to names at once: remove, make a directory, rename, change the mode.
 
 The under-store does it first, and then the owners of the directories know. So whoever is
-told no has changed nothing, and whoever is told yes is believed everywhere.
+told no has changed nothing, and whoever is told yes is believed everywhere. What only peers
+have yet changes its name with them, and the under-store is not asked. While it is away a
+writer waits, as long as for a file that is closed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -19,6 +22,7 @@ from mesh.blocks import (
     under_store_tag,
     written_tag,
 )
+from mesh.clock import Clock, monotonic_s
 from mesh.errors import (
     Elsewhere,
     Exists,
@@ -28,13 +32,14 @@ from mesh.errors import (
     NotFound,
     Refused,
     Unavailable,
+    UnderStoreUnavailable,
 )
 from mesh.paths import spot_of
 from mesh.peer.announcer import Announcer
 from mesh.peer.catalog import Catalog
 from mesh.peer.turns import Turns
 from mesh.peer.uploads import Uploads
-from mesh.peer.writer import writable_place
+from mesh.peer.writer import PAUSE_MAX_S, PAUSE_S, PUBLISH_S, writable_place
 from mesh.understore.table import MountTable, Place, plain
 from mesh.wire.messages import Kept, StatReply
 from mesh.wire.writes import (
@@ -59,13 +64,15 @@ class Alterations:
         announcer: Announcer,
         uploads: Uploads,
         turns: Turns,
+        clock: Clock = monotonic_s,
     ) -> None:
+        self._clock = clock
         self._turns = turns
         self._uploads = uploads
         self._table = table
         self._catalog = catalog
         self._announcer = announcer
-        self._verbs: dict[Verb, Callable[[AlterRequest], Awaitable[AlterReply]]] = {
+        self._verbs: dict[Verb, Callable[..., Awaitable[AlterReply]]] = {
             Verb.REMOVE: self._remove,
             Verb.MAKE_DIRECTORY: self._make_directory,
             Verb.REMOVE_DIRECTORY: self._remove_directory,
@@ -79,55 +86,91 @@ class Alterations:
         for each in (path, target):
             if self._table.names_below(each) and each:
                 raise Refused(f"{each}: a mount lies below it")
-        return await self._verbs[request.verb](replace(request, path=path, target=target))
+        request = replace(request, path=path, target=target)
+        deadline_s, pause_s, is_again = self._clock() + PUBLISH_S, PAUSE_S, False
+        while True:
+            try:
+                return await self._verbs[request.verb](request, is_again=is_again)
+            except UnderStoreUnavailable:
+                if self._clock() + pause_s > deadline_s:
+                    raise
+            is_again = True  # the answer may have been lost, and not the question
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
-    async def _remove(self, request: AlterRequest) -> AlterReply:
-        place = writable_place(self._table, request.path)
-        async with self._turns.of(request.path):
-            tag = (await self._catalog.stat(request.path)).attributes.tag
-            if is_staged(tag):
-                await self._remove_staged(place, tag)
-            else:
-                await place.store.remove(place.path)
-            await self._announcer.announce(Kept(request.path, None, 0.0))
+    async def _remove(self, request: AlterRequest, *, is_again: bool) -> AlterReply:
+        path = request.path
+        place = writable_place(self._table, path)
+        async with self._turns.of(path):
+            try:
+                about = (await self._catalog.stat(path)).attributes
+                over: str | None = None
+                if is_staged(about.tag):
+                    over = await self._let_go(path, about)
+                    with suppress(NotFound):  # what it would have replaced goes as well
+                        if over != "":
+                            await place.store.remove(place.path)
+                else:
+                    await place.store.remove(place.path)
+            except NotFound:
+                if not is_again:
+                    raise
+            await self._announcer.announce(Kept(path, None, 0.0))
         return AlterReply()
 
-    async def _remove_staged(self, place: Place, tag: str) -> None:
-        """Have nobody persist it any more; what it would have replaced goes as well."""
-        over = RetargetRequest(token_of(tag), is_over=True)
-        await self._uploads.retarget(holders_of(tag), over)
-        with suppress(NotFound):
-            await place.store.remove(place.path)
+    async def _let_go(self, path: str, about: Attributes) -> str | None:
+        """Have nobody persist a staged file any more.
 
-    async def _make_directory(self, request: AlterRequest) -> AlterReply:
+        Returns the tag of what it would have replaced, "" for nothing; None if the under-store
+        has it already. Raises `NotFound` when it went elsewhere.
+        """
+        reply = await self._announcer.claim(staged_file(path, about))
+        if reply.path:
+            raise NotFound(f"{path}: is {reply.path} now")
+        if reply.is_ended:
+            return None
+        over = RetargetRequest(token_of(about.tag), is_over=True)
+        held = await self._uploads.retarget(holders_of(about.tag), over)
+        return None if held is None else reply.over
+
+    async def _make_directory(self, request: AlterRequest, *, is_again: bool) -> AlterReply:
         place = writable_place(self._table, request.path)
-        if await self._found(request.path) is not None:
+        found = await self._found(request.path)
+        if found is not None:
+            if is_again and found.is_directory:
+                return AlterReply(await self._now_there(request.path))
             raise Exists(f"{request.path}: exists")
         await place.store.make_directory(place.path, mode=request.mode or None)
         return AlterReply(await self._now_there(request.path))
 
-    async def _remove_directory(self, request: AlterRequest) -> AlterReply:
+    async def _remove_directory(self, request: AlterRequest, *, is_again: bool) -> AlterReply:
         place = writable_place(self._table, request.path)
-        async for page in self._catalog.scan(request.path):
-            if page:
-                raise NotEmpty(f"{request.path}: is not empty")
-        await place.store.remove_directory(place.path)
+        try:
+            async for page in self._catalog.scan(request.path):
+                if page:
+                    raise NotEmpty(f"{request.path}: is not empty")
+            await place.store.remove_directory(place.path)
+        except NotFound:
+            if not is_again:
+                raise
         await self._announcer.announce(Kept(request.path, None, 0.0))
         await self._announcer.announce_tree(request.path)
         return AlterReply()
 
-    async def _rename(self, request: AlterRequest) -> AlterReply:
+    async def _rename(self, request: AlterRequest, *, is_again: bool) -> AlterReply:
         if request.path == request.target:
             return AlterReply(await self._catalog.stat(request.path))
         async with self._turns.of(request.path, request.target):
-            return await self._renamed(request)
+            return await self._renamed(request, is_again=is_again)
 
-    async def _renamed(self, request: AlterRequest) -> AlterReply:
+    async def _renamed(
+        self, request: AlterRequest, *, is_again: bool, refresh: bool = False
+    ) -> AlterReply:
         path, target = request.path, request.target
         place, there = (writable_place(self._table, each) for each in (path, target))
         if place.settings.url != there.settings.url:
             raise Elsewhere(f"{path} and {target} lie in different under-stores")
-        about = (await self._catalog.stat(path)).attributes
+        about = (await self._catalog.stat(path, refresh=refresh)).attributes
         if f"{target}/".startswith(f"{path}/"):
             raise Refused(f"{target}: lies in {path}")
         replaced = await self._found(target)
@@ -136,24 +179,39 @@ class Alterations:
             if replaced.is_directory:
                 await there.store.remove_directory(there.path)
         if is_staged(about.tag):
-            return await self._rename_staged(request, place, about, replaced)
+            reply = await self._rename_staged(request, place, about, replaced)
+            if reply is not None:
+                return reply
+            if refresh:
+                raise Unavailable(f"{path}: is persisted this very moment")
+            return await self._renamed(request, is_again=is_again, refresh=True)
         if about.is_directory:
             await self._flush(path)
         if replaced is not None and is_staged(replaced.tag):
-            await self._uploads.retarget(
-                holders_of(replaced.tag), RetargetRequest(token_of(replaced.tag), is_over=True)
-            )
+            await self._let_go(target, replaced)
         over = None if replaced is not None else ""
-        moved = await place.store.move(place.path, there.path, over=over)
-        if about.is_directory:
-            await self._announcer.announce(Kept(path, None, 0.0), Kept(target, moved, 0.0))
-            await self._announcer.announce_tree(path, target)
-        else:
+        moved = await self._move(place, there, about, over, is_again=is_again)
+        if not about.is_directory:
             # The same content: what is cached of it stays.
             token = token_of(about.tag) or secrets.token_hex(12)
             moved = replace(moved, tag=written_tag(token, moved.tag))
-            await self._announcer.announce(Kept(path, None, 0.0), Kept(target, moved, 0.0))
+        await self._announcer.announce(Kept(path, None, 0.0), Kept(target, moved, 0.0))
+        if about.is_directory:
+            await self._announcer.announce_tree(path, target)
         return AlterReply(self._reply(target, moved))
+
+    async def _move(
+        self, place: Place, there: Place, about: Attributes, over: str | None, *, is_again: bool
+    ) -> Attributes:
+        try:
+            return await place.store.move(place.path, there.path, over=over)
+        except NotFound:
+            if not is_again:
+                raise
+            found = await there.store.stat(there.path)
+            if (found.is_directory, found.size_bytes) != (about.is_directory, about.size_bytes):
+                raise
+            return found
 
     async def _rename_staged(
         self,
@@ -161,36 +219,32 @@ class Alterations:
         place: Place,
         about: Attributes,
         replaced: Attributes | None,
-    ) -> AlterReply:
-        """Have a staged file go to another path: no byte of it has gone anywhere yet."""
+    ) -> AlterReply | None:
+        """Have a staged file go to another path: no byte of it has gone anywhere yet.
+
+        None when it has by now.
+        """
         path, target = request.path, request.target
-        over = "" if replaced is None else under_store_tag(replaced.tag)
+        claimed = await self._announcer.claim(staged_file(path, about))
+        if claimed.path:
+            raise NotFound(f"{path}: is {claimed.path} now")
+        if claimed.is_ended:
+            return None
+        over: str | None = "" if replaced is None else under_store_tag(replaced.tag)
         if replaced is not None and is_staged(replaced.tag):
-            over = (
-                await self._uploads.retarget(
-                    holders_of(replaced.tag), RetargetRequest(token_of(replaced.tag), is_over=True)
-                )
-                or ""
-            )
-        request_ = RetargetRequest(token_of(about.tag), target, over)
-        had_over = await self._uploads.retarget(holders_of(about.tag), request_)
-        if had_over is None:  # it was persisted this very moment
-            return await self._renamed(request)
-        if had_over:
+            over = await self._let_go(target, replaced)
+            if over is None:
+                now = (await self._catalog.stat(target, refresh=True)).attributes
+                over = under_store_tag(now.tag)
+        new = replace(staged_file(target, about), over=over or "")
+        retarget = RetargetRequest(new.token, target, new.over)
+        if await self._uploads.retarget(holders_of(about.tag), retarget) is None:
+            return None
+        await self._announcer.announce_staged(new)
+        if claimed.over:
             with suppress(NotFound):
                 await place.store.remove(place.path)
-        file = StagedFile(
-            token=token_of(about.tag),
-            path=target,
-            size_bytes=about.size_bytes,
-            over=over,
-            mode=about.mode,
-            mtime_ns=about.mtime_ns,
-            holders=tuple(holders_of(about.tag)),
-            queued_s=about.mtime_ns / 1e9,
-        )
-        await self._announcer.announce_staged(file)
-        await self._announcer.announce(Kept(path, None, 0.0), is_move=True)
+        await self._announcer.announce(Kept(path, None, 0.0), moved_to=target)
         return AlterReply(self._reply(target, about))
 
     async def _flush(self, path: str) -> None:
@@ -210,7 +264,7 @@ class Alterations:
         if about.is_directory and not replaced.is_directory:
             raise NotADirectory(f"{target}: is no directory")
 
-    async def _set_mode(self, request: AlterRequest) -> AlterReply:
+    async def _set_mode(self, request: AlterRequest, *, is_again: bool) -> AlterReply:
         place = writable_place(self._table, request.path)
         about = (await self._catalog.stat(request.path)).attributes
         if is_staged(about.tag) or not await place.store.set_mode(place.path, request.mode):
@@ -234,3 +288,17 @@ class Alterations:
     def _reply(self, path: str, about: Attributes) -> StatReply:
         spot = spot_of(self._table, path)
         return spot.reply(about, known_s=0.0, fresh_s=spot.place.settings.max_age_s)
+
+
+def staged_file(path: str, about: Attributes) -> StagedFile:
+    """Return what is known of a staged file to who sees its attributes."""
+    return StagedFile(
+        token=token_of(about.tag),
+        path=path,
+        size_bytes=about.size_bytes,
+        over="",
+        mode=about.mode,
+        mtime_ns=about.mtime_ns,
+        holders=tuple(holders_of(about.tag)),
+        queued_s=about.mtime_ns / 1e9,
+    )

@@ -45,13 +45,11 @@ class Announcer:
         self._overlay = overlay
         self._clock = clock
 
-    async def announce(
-        self, *done: Kept, is_persisted: bool = False, is_move: bool = False
-    ) -> None:
+    async def announce(self, *done: Kept, is_persisted: bool = False, moved_to: str = "") -> None:
         """Have all know what was done to these names; those who can't be told find out when
         what they know is too old.
 
-        Say *is_persisted* of what was staged before, and *is_move* of a name that is gone
+        Say *is_persisted* of what was staged before, and *moved_to* of a name that is gone
         because the same staged file has another one.
         """
         by_directory: dict[bytes, list[Kept]] = {}
@@ -66,7 +64,7 @@ class Announcer:
                         self._shards.me,
                         tuple(kept),
                         is_persisted=is_persisted,
-                        is_move=is_move,
+                        moved_to=moved_to,
                     ),
                 )
                 for directory, kept in by_directory.items()
@@ -128,12 +126,12 @@ class Announcer:
         """Take away what is staged under a name; say whether what was done to it is news."""
         spot = spot_of(self._table, plain(one.path))
         if request.is_persisted and one.attributes is not None:
-            await self._overlay.end(token_of(one.attributes.tag))
+            await self._overlay.end(token_of(one.attributes.tag), one.path)
         if not self._overlay.has(spot.directory, spot.name):
             return True
         if request.is_persisted and one.attributes is not None:
             return await self._overlay.persisted(one.path, one.attributes)
-        await self._overlay.forget(spot.directory, spot.name, is_ended=not request.is_move)
+        await self._overlay.forget(spot.directory, spot.name, moved_to=request.moved_to)
         return True
 
     async def _give_copies(self, request: AnnounceRequest, spots: Iterable[Spot]) -> None:
@@ -169,6 +167,8 @@ class Announcer:
         kept = await self._overlay.claim(file if was_known else self._over(file))
         if kept is None:
             return AssertReply(is_ended=True)
+        if kept.path != file.path:
+            return AssertReply(is_ended=False, path=kept.path)
         if not was_known:
             changes = self._note(spot, Kept(kept.path, kept.attributes, 0.0))
             self._catalog.tell(spot.source, spot.parent, changes)

@@ -21,8 +21,8 @@ from mesh.clock import Clock, monotonic_s
 from mesh.errors import BlockCorrupt, MeshError, NotFound, PeerUnavailable, Stale, Unavailable
 from mesh.peer import masks
 from mesh.peer.crew import Crew
-from mesh.peer.repair import Throttle
 from mesh.peer.spool import PlannedFile, Spool
+from mesh.peer.throttle import Throttle
 from mesh.wire.basics import error_named
 from mesh.wire.care import WARM, Job, Tally, WarmItem, WarmRequest
 

@@ -2,7 +2,8 @@
 
 The holders of a staged file say again and again that it is (`claim`), so that an owner who
 came to a directory a moment ago knows it as well. A journal keeps what an owner was told,
-and for a while what has ended, so that a holder who was away can't bring it back.
+and for a while what has ended at a path, and where it went, so that a holder who was away
+can't bring it back.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 
 from mesh.blocks import Attributes, identity_of, under_store_tag
 from mesh.clock import Clock
 from mesh.store.entries import directory_key, split
 from mesh.store.notes import Notes
 from mesh.understore.table import MountTable
+from mesh.wire.basics import path_bytes, path_text
 from mesh.wire.writes import StagedFile, decode_staged, encode_staged
 
-CLAIM_EVERY_S = 5.0
-BELIEVED_S = 60.0
+BELIEVED_S = 120.0
 """After so long without a word of its holders, though one of them is there, it is not."""
 
 ENDED_FOR_S = 7 * 86_400.0
@@ -30,6 +32,22 @@ ENDED_MAX = 100_000
 class _Known:
     file: StagedFile
     heard_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """What became of a staged file at one path."""
+
+    wall_s: float
+    moved_to: str = ""
+
+    def packed(self) -> bytes:
+        return b"%r\0%b" % (self.wall_s, path_bytes(self.moved_to))
+
+
+def _end_of(value: bytes) -> _End:
+    wall_s, _, target = value.partition(b"\0")
+    return _End(float(wall_s), path_text(target))
 
 
 class Overlay:
@@ -51,7 +69,7 @@ class Overlay:
         self._clock = clock
         self._wall_clock = wall_clock
         self._known: dict[bytes, dict[str, _Known]] = {}
-        self._ended: dict[str, float] = {}
+        self._ended: dict[bytes, _End] = {}
 
     async def load(self) -> None:
         now_s = self._clock()
@@ -60,9 +78,10 @@ class Overlay:
             directory, name = self._spot(file.path)
             self._known.setdefault(directory, {})[name] = _Known(file, now_s)
         wall_s = self._wall_clock()
-        for token, ended in (await self._ended_notes.all()).items():
-            if wall_s - float(ended) < ENDED_FOR_S:
-                self._ended[token.decode()] = float(ended)
+        for key, value in (await self._ended_notes.all()).items():
+            ended = _end_of(value)
+            if wall_s - ended.wall_s < ENDED_FOR_S:
+                self._ended[key] = ended
 
     def look(self, directory: bytes, name: str) -> StagedFile | None:
         """Return what is staged under a name."""
@@ -85,20 +104,25 @@ class Overlay:
         return not any(self._is_up(peer) for peer in known.file.holders)
 
     async def claim(self, file: StagedFile) -> StagedFile | None:
-        """Note, if that is news, that a file is staged; None when it is no more."""
-        if file.token in self._ended:
-            return None
+        """Note, if that is news, that a file is staged; None when it is no more.
+
+        Returns what is known of it: another path, if it was renamed.
+        """
+        ended = self._ended.get(_end_key(file.token, file.path))
+        if ended is not None:
+            return replace(file, path=ended.moved_to, over="") if ended.moved_to else None
         directory, name = self._spot(file.path)
         known = self._known.get(directory, {}).get(name)
         is_other = known is not None and known.file.token != file.token
         if known is not None and is_other and known.file.queued_s >= file.queued_s:
-            await self.end(file.token)
+            await self.end(file.token, file.path)
             return None
         if known is not None and known.file.token == file.token:
             known.heard_s = self._clock()
-            if known.file.holders == file.holders:
+            if set(file.holders) <= set(known.file.holders):
                 return known.file
-            file = replace(file, over=known.file.over)
+            more = (name for name in file.holders if name not in known.file.holders)
+            file = replace(known.file, holders=(*known.file.holders, *more))
         await self.put(file)
         return file
 
@@ -110,9 +134,11 @@ class Overlay:
         if before is not None and before.file.token != file.token and not file.over:
             file = replace(file, over=before.file.over)  # of that nothing may have gone anywhere
         names[name] = _Known(file, self._clock())
+        if self._ended.pop(key := _end_key(file.token, file.path), None):  # renamed back
+            await self._ended_notes.put({key: None})
         await self._names.put({_key(directory, name): encode_staged(file)})
         if before is not None and before.file.token != file.token:
-            await self.end(before.file.token)
+            await self.end(before.file.token, before.file.path)
 
     async def persisted(self, path: str, about: Attributes) -> bool:
         """Note what the under-store has now; False when something newer is staged there."""
@@ -127,32 +153,37 @@ class Overlay:
         await self._names.put({_key(directory, name): encode_staged(known.file)})
         return False
 
-    async def forget(self, directory: bytes, name: str, *, is_ended: bool = True) -> None:
-        """Note that a name is staged no more, and unless it has another one its file too."""
+    async def forget(self, directory: bytes, name: str, *, moved_to: str = "") -> None:
+        """Note that a name is staged no more, and the path that its file has instead."""
         known = self._known.get(directory, {}).pop(name, None)
         if known is None:
             return
         if not self._known[directory]:
             del self._known[directory]
-        if is_ended:
-            await self.end(known.file.token)
+        await self.end(known.file.token, known.file.path, moved_to=moved_to)
         await self._names.put({_key(directory, name): None})
 
-    async def end(self, token: str) -> None:
-        """Note that a staged file is of no use any more."""
-        now_s = self._wall_clock()
-        self._ended[token] = now_s
-        changes: dict[bytes, bytes | None] = {token.encode(): repr(now_s).encode()}
+    async def end(self, token: str, path: str, *, moved_to: str = "") -> None:
+        """Note that a staged file is not to go to a path any more."""
+        ended = _End(self._wall_clock(), moved_to)
+        key = _end_key(token, path)
+        self._ended.pop(key, None)  # it is the newest of all
+        self._ended[key] = ended
+        changes: dict[bytes, bytes | None] = {key: ended.packed()}
         while len(self._ended) > ENDED_MAX:
             oldest = next(iter(self._ended))
             del self._ended[oldest]
-            changes[oldest.encode()] = None
+            changes[oldest] = None
         await self._ended_notes.put(changes)
 
     def _spot(self, path: str) -> tuple[bytes, str]:
         place = self._table.place(path)
         parent, name = split(place.path)
         return directory_key(place.settings.url, parent), name
+
+
+def _end_key(token: str, path: str) -> bytes:
+    return token.encode() + blake2b(path_bytes(path), digest_size=16).digest()
 
 
 def _key(directory: bytes, name: str) -> bytes:

@@ -71,6 +71,9 @@ class PeerSettings:
     staged_bytes_max: int = 64 * GIB
     """What may wait here for the under-store; more is written through."""
 
+    upload_bytes_per_s: float = 0.0
+    """How fast what waits goes into the under-store; 0: as fast as that takes it."""
+
     memory_bytes: int = 512 * MIB
     """What the daemon may use; a quarter of it for blocks in flight."""
 
@@ -100,6 +103,7 @@ class Peer:
     membership: Membership
     metrics: Metrics
     keeper: Keeper
+    scribe: Scribe
 
 
 @asynccontextmanager
@@ -174,6 +178,7 @@ async def _running(
         metrics,
         directory=directory,
         staged_bytes_max=settings.staged_bytes_max,
+        upload_bytes_per_s=settings.upload_bytes_per_s,
     )
     await scribe.load()
     gatherer = Gatherer(store, neighbors, reader, tasks, metrics)
@@ -218,7 +223,7 @@ async def _running(
     stack.push_async_callback(presence.drain, for_s=settings.drain_s)
     keeper.start()
     await server.ready()
-    return Peer(reader, catalog, store, neighbors, membership, metrics, keeper)
+    return Peer(reader, catalog, store, neighbors, membership, metrics, keeper, scribe)
 
 
 async def _enter(

@@ -19,6 +19,7 @@ from mesh.errors import MeshError
 from mesh.metrics import Metrics
 from mesh.peer.neighbors import RingNeighbors
 from mesh.peer.reader import BlockReader
+from mesh.peer.throttle import Throttle
 from mesh.store.store import BlockStore
 
 log = structlog.get_logger()
@@ -30,19 +31,6 @@ FULL_RATIO = 0.8
 """A store fuller than this is not filled by repair: it would evict what is read."""
 
 BUSY_PAUSE_S = 0.2
-
-
-class Throttle:
-    """So many bytes each second, no more: arithmetic only."""
-
-    def __init__(self, bytes_per_s: float) -> None:
-        self._bytes_per_s = bytes_per_s
-        self._free_s = 0.0
-
-    def wait_s(self, size_bytes: int, now_s: float) -> float:
-        """Take *size_bytes*; return how long to wait before the next are taken."""
-        self._free_s = max(self._free_s, now_s) + size_bytes / self._bytes_per_s
-        return self._free_s - now_s
 
 
 class Repair:

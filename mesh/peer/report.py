@@ -135,6 +135,10 @@ class Reporter:
             repair_pending_blocks=total(metrics.repair_pending_blocks),
             repaired_bytes=total(metrics.repaired_bytes),
             portion=member.portion,
+            staged_bytes=total(metrics.staged_bytes),
+            staged_files=total(metrics.staged_files),
+            staged_age_s=total(metrics.staged_age_s),
+            upload_failures=total(metrics.upload_failures),
         )
 
     async def overview(self) -> Overview:

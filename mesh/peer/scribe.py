@@ -58,8 +58,10 @@ class Scribe:
         *,
         directory: Path,
         staged_bytes_max: int,
+        upload_bytes_per_s: float,
     ) -> None:
-        """Find the drafts of the mounts below *directory*, and stage at most so many bytes."""
+        """Find the drafts of the mounts below *directory*, stage at most so many bytes, and
+        send so many each second; 0: as many as the under-store takes."""
         self._overlay = Overlay(
             table, store.staged_names, store.ended, lambda n: _is_up(neighbors, n), monotonic_s
         )
@@ -101,6 +103,7 @@ class Scribe:
             neighbors,
             tasks,
             metrics,
+            bytes_per_s=upload_bytes_per_s,
         )
         self._alterations = Alterations(table, catalog, self._announcer, self.uploads, self._turns)
         catalog.staged = self._overlay.names

@@ -41,10 +41,12 @@ from mesh.wire.messages import Nothing, Piece, StatReply
 from mesh.wire.writes import (
     HOLD,
     PULL,
+    RETARGET,
     GrowRequest,
     HoldRequest,
     PublishRequest,
     PullRequest,
+    RetargetRequest,
     StagedFile,
     decode_staged,
     encode_staged,
@@ -56,8 +58,15 @@ PULLED_BYTES = 32 * MIB
 """What a holder is told of at once."""
 
 HOLD_TIMEOUT_S = 600.0
+LET_GO_TIMEOUT_S = 5.0
 HOLDERS_TRIED = 3
 INCOMING_MAX = 256
+INCOMING_IDLE_S = 600.0
+"""What nobody has spoken of for so long is given up; if it is after all, it is pulled anew."""
+
+FILES_MAX = 10_000
+"""Each is claimed again and again: see `uploads.CLAIMS_PER_S`."""
+
 DIGEST_BYTES = 8 * MIB
 
 
@@ -78,7 +87,9 @@ class _Incoming:
 
     fd: int
     draft: str
+    asker: str
     digests: Digests
+    heard_s: float
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -121,24 +132,35 @@ class Stager:
         self._wall_clock = wall_clock
         self._outgoing: dict[str, _Outgoing] = {}
         self._incoming: dict[str, _Incoming] = {}
+        self._beginning = asyncio.Lock()
 
     async def load(self) -> None:
         """Take up what was staged before this peer was started."""
         for token, record in (await self._staging.load()).items():
             file = decode_staged(record)
-            self._note(file)
-            version = self.version(file)
-            self._store.held.add(version.id)
-            if version.block_count and not await self._store.holds(version, 0):
-                path = self._staging.path(token)
-                digests = await asyncio.to_thread(
-                    _digested, path, file.size_bytes, version.block_bytes
-                )
-                await self._adopt(file, path, digests)
-            log.info("staged before", path=file.path, size_bytes=file.size_bytes)
+            try:
+                await self._take_up(file)
+            except MeshError as error:
+                # The record stays: a person may put the mount back into the table.
+                log.error("staged file left", token=token, path=file.path, reason=str(error))
 
-    def has_room(self, size_bytes: int) -> bool:
-        return self.staged_bytes + size_bytes <= self._limit_bytes
+    async def _take_up(self, file: StagedFile) -> None:
+        version = self.version(file)
+        self._store.held.add(version.id)
+        if version.block_count and not await self._store.holds(version, 0):
+            path = self._staging.path(file.token)
+            digests = await asyncio.to_thread(_digested, path, file.size_bytes, version.block_bytes)
+            await self._adopt(file, path, digests)
+        self._note(file)
+        log.info("staged before", path=file.path, size_bytes=file.size_bytes)
+
+    def has_room(self, more_bytes: int) -> bool:
+        """Whether so much more may wait here."""
+        incoming_bytes = sum(each.digests.size_bytes for each in self._incoming.values())
+        return (
+            self.staged_bytes + incoming_bytes + more_bytes <= self._limit_bytes
+            and len(self.files) < FILES_MAX
+        )
 
     def version(self, file: StagedFile) -> FileVersion:
         return self._table.place(file.path).version(file.attributes)
@@ -204,11 +226,20 @@ class Stager:
             async with self._turns.of(file.path):
                 await self._announcer.announce_staged(file)
         except MeshError:
-            await self.forget(file.token)
+            await self._take_back(file)
             raise
         reply = spot.reply(file.attributes, known_s=0.0, fresh_s=spot.place.settings.max_age_s)
         self.added.set()
         return reply
+
+    async def _take_back(self, file: StagedFile) -> None:
+        """Let go of what nobody was told of."""
+        await self.forget(file.token)
+        over = RetargetRequest(file.token, is_over=True)
+        for holder in file.holders:
+            if holder != self._neighbors.me:
+                call = self._neighbors.ask(holder, RETARGET, over, timeout_s=LET_GO_TIMEOUT_S)
+                await quietly(call)
 
     async def _held(self, request: PublishRequest, file: StagedFile) -> StagedFile | None:
         """Have another peer hold all of a draft; return the file with who does."""
@@ -272,17 +303,17 @@ class Stager:
     # The holder's side
 
     async def hold(self, request: HoldRequest) -> Nothing:
-        """Bring so much of a draft of another peer here; all of it is durable on return."""
+        """Bring so much of a draft of another peer here; all of it is durable on return.
+
+        Raises `StoreFull` when there is no room for it.
+        """
         incoming = self._incoming.get(request.draft)
+        here_bytes = 0 if incoming is None else incoming.digests.size_bytes
+        if not self.has_room(max(0, request.stable_bytes - here_bytes)):
+            raise StoreFull("no room for files of others")
         if incoming is None:
-            if len(self._incoming) >= INCOMING_MAX:
-                raise StoreFull(f"{INCOMING_MAX} files are on their way here already")
-            if not self.has_room(request.stable_bytes) or self._store.room().is_full(0):
-                raise StoreFull("no room for files of others")
-            fd = await asyncio.to_thread(make_draft, self._directory, request.draft)
-            incoming = self._incoming[request.draft] = _Incoming(
-                fd, request.draft, self._digests(request)
-            )
+            incoming = await self._begin(request)
+        incoming.heard_s = self._clock()
         try:
             async with incoming.turn:
                 if request.is_anew:
@@ -290,15 +321,40 @@ class Stager:
                     incoming.digests = self._digests(request)
                 await self._pull(incoming, request)
                 if request.is_final:
-                    await self.keep(
-                        request.file, self._drafts.path(incoming.draft), incoming.digests
-                    )
+                    path = self._drafts.path(incoming.draft)
+                    await self.keep(request.file, path, incoming.digests)
         except BaseException:
             await self._drop_incoming(incoming)
             raise
         if request.is_final:
             await self._drop_incoming(incoming)
         return Nothing()
+
+    async def _begin(self, request: HoldRequest) -> _Incoming:
+        async with self._beginning:  # who asks twice at once would wait for its own lock
+            incoming = self._incoming.get(request.draft)
+            if incoming is not None:
+                return incoming
+            if len(self._incoming) >= INCOMING_MAX:
+                raise StoreFull(f"{INCOMING_MAX} files are on their way here already")
+            try:
+                fd = await asyncio.to_thread(make_draft, self._directory, request.draft)
+            except OSError as error:
+                raise StoreFull(f"store.directory: {error.strerror}") from error
+            digests = self._digests(request)
+            incoming = _Incoming(fd, request.draft, request.asker, digests, self._clock())
+            self._incoming[request.draft] = incoming
+            return incoming
+
+    async def give_up_idle(self) -> None:
+        """Let go of what writers began to send and will not end: they died, or wait for ever."""
+        now_s = self._clock()
+        for incoming in list(self._incoming.values()):
+            asker = self._neighbors.view.find(incoming.asker)
+            is_gone = asker is None or asker.state not in (State.ACTIVE, State.SUSPECT)
+            is_idle = now_s - incoming.heard_s > INCOMING_IDLE_S
+            if (is_gone or is_idle) and not incoming.turn.locked():
+                await self._drop_incoming(incoming)
 
     def _digests(self, request: HoldRequest) -> Digests:
         return Digests(self._table.place(request.file.path).settings.block_bytes)
@@ -338,14 +394,22 @@ class Stager:
     async def _adopt(self, file: StagedFile, path: Path, digests: Digests) -> None:
         version = self.version(file)
         await self._drafts.adopt(
-            path, version, digests, lambda index: self._neighbors.rank(version.key(index))
+            path,
+            version,
+            digests,
+            lambda index: self._neighbors.rank(version.key(index)),
+            is_promised=True,
         )
 
     def _note(self, file: StagedFile) -> None:
         before = self.files.get(file.token)
         self.staged_bytes += file.size_bytes - (0 if before is None else before.size_bytes)
         self.files[file.token] = file
+        self._tell_size()
+
+    def _tell_size(self) -> None:
         self._metrics.staged_bytes.set(self.staged_bytes)
+        self._metrics.staged_files.set(len(self.files))
 
     async def change(self, file: StagedFile) -> None:
         """Keep another path, or another thing to replace, of a file that is here."""
@@ -358,7 +422,7 @@ class Stager:
         if file is None:
             return
         self.staged_bytes -= file.size_bytes
-        self._metrics.staged_bytes.set(self.staged_bytes)
+        self._tell_size()
         await self._staging.remove(token)
         self._store.held.discard(self.version(file).id)
 

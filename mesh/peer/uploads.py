@@ -9,23 +9,27 @@ comes back after a newer file was written, undo nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import structlog
 
 from mesh.blocks import Attributes, FileVersion, is_staged
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import MeshError, NotFound, Stale, Unavailable
-from mesh.membership.view import State
+from mesh.membership.view import State, View
 from mesh.metrics import Metrics
 from mesh.peer.announcer import Announcer
 from mesh.peer.catalog import Catalog
 from mesh.peer.neighbors import RingNeighbors
 from mesh.peer.once import quietly
 from mesh.peer.stager import Stager
+from mesh.peer.throttle import Throttle
 from mesh.peer.writer import Writer
 from mesh.store.staging import Staging
 from mesh.understore.table import MountTable, plain
@@ -45,8 +49,16 @@ from mesh.wire.writes import (
 log = structlog.get_logger()
 
 AT_ONCE = 4
+CLAIMS_AT_ONCE = 16
 CLAIM_EVERY_S = 5.0
+CLAIMS_PER_S = 200
+"""Of many files each is claimed more rarely, in time for `overlay.BELIEVED_S`."""
+
 LOOK_EVERY_S = 0.5
+IDLE_RATIO = 9
+"""So many times as long as a look took the next one waits."""
+
+MOVES_MAX = 16
 PAUSE_S, PAUSE_MAX_S = 0.5, 30.0
 TAKEOVER_S = 3.0
 """For so long a writer must have been gone before somebody else uploads for it."""
@@ -60,6 +72,7 @@ class _Job:
     """What is known of one staged file's upload."""
 
     sent_bytes: int = 0
+    began_s: float = 0.0
     tries: int = 0
     reason: str = ""
     next_s: float = 0.0
@@ -70,7 +83,11 @@ class _Job:
     is_kept: bool = False
     """Whether it is about to go elsewhere, and nothing may begin."""
 
+    is_uploading: bool = False
     task: asyncio.Task[None] | None = None
+
+
+Work = Callable[[StagedFile, _Job], Coroutine[Any, Any, object]]
 
 
 class _Ended(MeshError):
@@ -92,8 +109,11 @@ class Uploads:
         tasks: asyncio.TaskGroup,
         metrics: Metrics,
         *,
+        bytes_per_s: float,
         clock: Clock = monotonic_s,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        """Send at most so much each second; 0: as much as the under-store takes."""
         self._stager = stager
         self._staging = staging
         self._writer = writer
@@ -104,6 +124,9 @@ class Uploads:
         self._tasks = tasks
         self._metrics = metrics
         self._clock = clock
+        self._wall_clock = wall_clock
+        self._throttle = Throttle(bytes_per_s) if bytes_per_s else None
+        self._view: View | None = None
         self._jobs: dict[str, _Job] = {}
         self._gone_since_s: dict[str, float] = {}
 
@@ -111,36 +134,49 @@ class Uploads:
         """Upload what is staged here, for as long as this peer runs."""
         while True:
             self._stager.added.clear()
-            for file in sorted(self._stager.files.values(), key=lambda f: f.queued_s):
-                self._look_at(file)
-            for token in self._jobs.keys() - self._stager.files.keys():
-                del self._jobs[token]
+            began_s = self._clock()
+            self._look()
+            await asyncio.sleep(IDLE_RATIO * (self._clock() - began_s))
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY_S):
                     await self._stager.added.wait()
 
-    def _look_at(self, file: StagedFile) -> None:
-        """Begin what is due for a file."""
+    def _look(self) -> None:
+        """Begin what is due, oldest first."""
+        files = sorted(self._stager.files.values(), key=lambda f: f.queued_s)
+        for token in self._jobs.keys() - self._stager.files.keys():
+            if self._jobs[token].task is None and not self._jobs[token].is_kept:
+                del self._jobs[token]
+        age_s = self._wall_clock() - files[0].queued_s if files else 0.0
+        self._metrics.staged_age_s.set(max(0.0, age_s))
+        if self._view is not self._neighbors.view:
+            self._view = self._neighbors.view
+            for job in self._jobs.values():
+                job.claimed_s = -math.inf  # others may own its directory now
+        running = [job for job in self._jobs.values() if job.task is not None]
+        uploading = sum(job.is_uploading for job in running)
+        claiming = len(running) - uploading
         now_s = self._clock()
-        job = self._jobs.setdefault(file.token, _Job(claimed_s=now_s))
-        if job.task is not None or job.is_kept or now_s < job.next_s:
-            return
-        running = sum(each.task is not None for each in self._jobs.values())
-        work: Callable[[StagedFile, _Job], object] | None = None
-        if self._is_mine(file) and running < AT_ONCE:
-            work = self._upload
-        elif now_s - job.claimed_s > CLAIM_EVERY_S:
-            work = self._claim
-        if work is not None:
-            run = quietly(self._run(work, file, job))
-            job.task = self._tasks.create_task(run, name=f"upload {file.path}")
+        claim_every_s = max(CLAIM_EVERY_S, len(files) / CLAIMS_PER_S)
+        for file in files:
+            job = self._jobs.setdefault(file.token, _Job(claimed_s=now_s))
+            if job.task is not None or job.is_kept or now_s < job.next_s:
+                continue
+            if uploading < AT_ONCE and self._is_mine(file):
+                uploading += 1
+                self._begin(self._upload, file, job, is_uploading=True)
+            elif claiming < CLAIMS_AT_ONCE and now_s - job.claimed_s > claim_every_s:
+                claiming += 1
+                self._begin(self._claim, file, job, is_uploading=False)
 
-    async def _run(self, work: Callable[..., object], file: StagedFile, job: _Job) -> None:
-        try:
-            await work(file, job)  # type: ignore[misc]  # one of the two below
-        finally:
+    def _begin(self, work: Work, file: StagedFile, job: _Job, *, is_uploading: bool) -> None:
+        def end(task: asyncio.Task[None]) -> None:
             job.task = None
             self._stager.added.set()
+
+        job.is_uploading = is_uploading
+        job.task = self._tasks.create_task(quietly(work(file, job)), name=f"upload {file.path}")
+        job.task.add_done_callback(end)
 
     def _is_mine(self, file: StagedFile) -> bool:
         """Whether this peer is the first of a file's holders that is there."""
@@ -161,26 +197,33 @@ class Uploads:
         return self._clock() - since_s > TAKEOVER_S
 
     async def _claim(self, file: StagedFile, job: _Job) -> StagedFile | None:
-        """Ask whether a file is still wanted; let it go if not."""
-        reply = await self._announcer.claim(file)
+        """Ask whether a file is still wanted, and where; let it go if not."""
+        now = file
+        for _ in range(MOVES_MAX):
+            reply = await self._announcer.claim(now)
+            if not reply.path:
+                break
+            now = replace(now, path=reply.path, over="")
         job.claimed_s = self._clock()
         if reply.is_ended:
-            log.info("staged file ended", path=file.path)
+            log.info("staged file ended", path=now.path)
             await self._stager.forget(file.token)
             return None
-        if reply.over != file.over:
-            file = replace(file, over=reply.over)
-            await self._stager.change(file)
-        return file
+        now = replace(now, over=reply.over)
+        if now != file:
+            await self._stager.change(now)
+        return now
 
     async def _upload(self, file: StagedFile, job: _Job) -> None:
+        job.began_s, job.sent_bytes = self._clock(), 0
         try:
             wanted = await self._claim(file, job)
             if wanted is None:
                 return
+            file = wanted
             await self._writer.persist(
-                wanted,
-                partial(self._staging.read, file.token),
+                file,
+                partial(self._read, file, job),
                 lambda found: self._may_replace(file, found),
                 lambda over: self._is_wanted(file, job),
             )
@@ -200,7 +243,18 @@ class Uploads:
             self._metrics.upload_failures.inc()
             log.warning("not uploaded", path=file.path, tries=job.tries, reason=job.reason)
             return
+        if file.holders[0] != self._neighbors.me:
+            self._metrics.takeovers.inc()
+            log.info("uploaded for another", path=file.path, writer=file.holders[0])
         await self._end(file)
+
+    async def _read(self, file: StagedFile, job: _Job, offset_bytes: int, size_bytes: int) -> bytes:
+        """Return bytes of a staged file, no faster than they may be sent."""
+        data = await self._staging.read(file.token, offset_bytes, size_bytes)
+        if self._throttle is not None:
+            await asyncio.sleep(self._throttle.wait_s(len(data), self._clock()))
+        job.sent_bytes = offset_bytes + len(data)
+        return data
 
     async def _is_wanted(self, file: StagedFile, job: _Job) -> str:
         """Return what a file is to replace, at the moment when it is about to be shown."""
@@ -279,8 +333,10 @@ class Uploads:
         found = []
         for file in sorted(self._stager.files.values(), key=lambda f: f.queued_s):
             job = self._jobs.get(file.token, _Job())
+            took_s = self._clock() - job.began_s
+            rate = job.sent_bytes / took_s if job.is_uploading and job.task and took_s > 0 else 0.0
             me = self._neighbors.me
-            found.append(Waiting(file, me, job.sent_bytes, job.tries, job.reason))
+            found.append(Waiting(file, me, job.sent_bytes, job.tries, job.reason, rate))
         return UploadsReply(tuple(found))
 
     async def all_waiting(self, request: Nothing) -> UploadsReply:

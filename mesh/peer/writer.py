@@ -21,7 +21,15 @@ from typing import TypeVar
 
 import structlog
 
-from mesh.blocks import MIB, WRITTEN, Attributes, FileVersion, under_store_tag, written_tag
+from mesh.blocks import (
+    MIB,
+    PIECE_BYTES,
+    WRITTEN,
+    Attributes,
+    FileVersion,
+    under_store_tag,
+    written_tag,
+)
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import (
     Exists,
@@ -41,7 +49,7 @@ from mesh.peer.catalog import Catalog
 from mesh.peer.once import quietly
 from mesh.peer.stager import Stager
 from mesh.peer.turns import Turns
-from mesh.store.drafts import Digests, Drafts
+from mesh.store.drafts import PIECES_MAX, Digests, Drafts
 from mesh.store.eviction import Rank
 from mesh.understore.table import MountTable, Place, plain
 from mesh.understore.writable import Upload
@@ -71,6 +79,9 @@ T = TypeVar("T")
 Show = Callable[[Attributes], Awaitable[T]]
 """Has all know of what the under-store has now."""
 
+
+STAGED_FILE_BYTES_MAX = PIECES_MAX * PIECE_BYTES
+"""Of more there are no blocks that others could read before the under-store has it."""
 
 COPIES = {"through": 0, "local": 1, "copies": 2}
 """Disks that have a file before it is shown, by durability; 0: the under-store has it."""
@@ -209,20 +220,27 @@ class Writer:
         """Remove what mounts leave behind when they die, for as long as this peer runs."""
         while True:
             if removed := await self._drafts.sweep():
-                log.warning("drafts removed", count=removed, reason="their mount is gone")
+                log.warning("drafts removed", count=len(removed), reason="their mount is gone")
+            for draft in removed:
+                self._drop(draft)
+            await self._stager.give_up_idle()
             await asyncio.sleep(SWEEP_EVERY_S)
 
     def _copies(self, place: Place, size_bytes: int) -> int:
         """Return on how many disks a file is to be before it is shown; 0: in the under-store."""
-        copies = COPIES[place.durability]
-        return copies if self._stager.has_room(size_bytes) else 0
+        is_small = size_bytes <= STAGED_FILE_BYTES_MAX and self._stager.has_room(size_bytes)
+        return COPIES[place.durability] if is_small else 0
 
     def _drop(self, draft: str) -> None:
         """Forget a draft that went another way."""
         self._stager.gave_up(draft)
         out = self._outgoing.pop(draft, None)
-        if out is not None and out.upload is not None:
-            self._tasks.create_task(self._abort(out), name=f"abort {out.path}")
+        if out is not None:
+            self._tasks.create_task(self._abort_after_all(out), name=f"abort {out.path}")
+
+    async def _abort_after_all(self, out: _Outgoing) -> None:
+        async with out.turn:
+            await self._abort(out)
 
     def _of(self, draft: str, path: str) -> _Outgoing:
         self._drafts.path(draft)  # says so if there can be no such draft

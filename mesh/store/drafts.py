@@ -127,10 +127,20 @@ class Drafts:
         return await asyncio.to_thread(read_part, self.path(token), offset_bytes, size_bytes)
 
     async def adopt(
-        self, path: Path, file: FileVersion, digests: Digests, rank: Callable[[int], Rank]
+        self,
+        path: Path,
+        file: FileVersion,
+        digests: Digests,
+        rank: Callable[[int], Rank],
+        *,
+        is_promised: bool = False,
     ) -> bool:
-        """Keep what a file holds as the blocks of a version; False where there is no room."""
-        if self._store.room().is_full(0) or not digests.are_whole:
+        """Keep what a file holds as the blocks of a version; False where there is no room.
+
+        What is promised has its room already.
+        """
+        is_full = not is_promised and self._store.room().is_full(0)
+        if is_full or not digests.are_whole:
             return False
         inline = None
         if file.is_inline:
@@ -164,15 +174,15 @@ class Drafts:
         """Remove a draft; whoever has it open keeps its bytes."""
         await asyncio.to_thread(lambda: self.path(token).unlink(missing_ok=True))
 
-    async def sweep(self) -> int:
-        """Remove the drafts of mounts that are gone; return how many."""
+    async def sweep(self) -> list[str]:
+        """Remove the drafts of mounts that are gone; return their tokens."""
         return await asyncio.to_thread(self._sweep)
 
-    def _sweep(self) -> int:
-        removed = 0
+    def _sweep(self) -> list[str]:
+        removed = []
         for path in self._directory.iterdir():
             with suppress(OSError), path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
-                removed += 1
+                removed.append(path.name)
         return removed

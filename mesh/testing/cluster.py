@@ -14,7 +14,7 @@ from mesh.peer.peer import Peer, PeerSettings, running_peer
 from mesh.store.store import StoreSettings
 from mesh.testing.memory import SOURCE
 from mesh.testing.servers import free_port
-from mesh.understore.understore import UnderStore, UnderStoreSettings
+from mesh.understore.understore import Durability, UnderStore, UnderStoreSettings
 
 
 class Cluster:
@@ -29,6 +29,9 @@ class Cluster:
         block_bytes: int = MIB,
         max_age_s: float = 60.0,
         capacity_bytes: int = GIB,
+        durability: Durability = "through",
+        staged_bytes_max: int = GIB,
+        upload_bytes_per_s: float = 0.0,
     ) -> None:
         self.root = root
         self.view: View = view_of(
@@ -39,9 +42,13 @@ class Cluster:
         self._stacks: dict[str, AsyncExitStack] = {}
         self._under_store = under_store
         self._mounts = {
-            "/": UnderStoreSettings(url=SOURCE, block_bytes=block_bytes, max_age_s=max_age_s)
+            "/": UnderStoreSettings(
+                url=SOURCE, block_bytes=block_bytes, max_age_s=max_age_s, durability=durability
+            )
         }
         self._capacity_bytes = capacity_bytes
+        self._staged_bytes_max = staged_bytes_max
+        self._upload_bytes_per_s = upload_bytes_per_s
 
     @property
     def _stores(self) -> Mapping[str, UnderStore]:
@@ -49,7 +56,13 @@ class Cluster:
 
     async def start(self, name: str) -> Peer:
         """Start a peer, on the data that it had if it ran before."""
-        settings = PeerSettings(
+        stack = AsyncExitStack()
+        self.peers[name] = await stack.enter_async_context(running_peer(self.settings(name)))
+        self._stacks[name] = stack
+        return self.peers[name]
+
+    def settings(self, name: str) -> PeerSettings:
+        return PeerSettings(
             cluster="test",
             me=Member(name, self.view.member(name).address, state=State.JOINING, is_placed=False),
             membership=StaticSettings(cluster="test", listed=self.view.members, notice_s=0.0),
@@ -61,15 +74,13 @@ class Cluster:
                 free_space_ratio=0.0,
             ),
             mounts=self._mounts,
+            staged_bytes_max=self._staged_bytes_max,
+            upload_bytes_per_s=self._upload_bytes_per_s,
             memory_bytes=64 * MIB,
             under_stores=self._stores,
             check_under_stores=False,
             drain_s=0.0,
         )
-        stack = AsyncExitStack()
-        self.peers[name] = await stack.enter_async_context(running_peer(settings))
-        self._stacks[name] = stack
-        return self.peers[name]
 
     async def stop(self, name: str) -> None:
         del self.peers[name]
@@ -108,6 +119,9 @@ async def running_cluster(
     block_bytes: int = MIB,
     max_age_s: float = 60.0,
     capacity_bytes: int = GIB,
+    durability: Durability = "through",
+    staged_bytes_max: int = GIB,
+    upload_bytes_per_s: float = 0.0,
 ) -> AsyncIterator[Cluster]:
     """Run peers of these names for as long as the caller stays inside the block."""
     cluster = Cluster(
@@ -117,6 +131,9 @@ async def running_cluster(
         block_bytes=block_bytes,
         max_age_s=max_age_s,
         capacity_bytes=capacity_bytes,
+        durability=durability,
+        staged_bytes_max=staged_bytes_max,
+        upload_bytes_per_s=upload_bytes_per_s,
     )
     try:
         for name in names:

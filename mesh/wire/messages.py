@@ -259,6 +259,10 @@ class Description:
     repair_pending_blocks: int = 0
     repaired_bytes: int = 0
     portion: float = 1.0
+    staged_bytes: int = 0
+    staged_files: int = 0
+    staged_age_s: float = 0.0
+    upload_failures: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,8 @@ class TurnRequest:
 class AssertReply:
     is_ended: bool
     over: str = ""
+    path: str = ""
+    """Where it went, if it was renamed while the holder did not hear of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ class Waiting:
     sent_bytes: int = 0
     tries: int = 0
     reason: str = ""
+    bytes_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +174,7 @@ class AnnounceRequest:
     staged: tuple[StagedFile, ...] = ()
     is_copy: bool = False
     is_persisted: bool = False
-    is_move: bool = False
+    moved_to: str = ""
 
 
 def _decode_grow(data: bytes) -> GrowRequest:
@@ -250,7 +253,7 @@ def _encode_announce(value: AnnounceRequest) -> bytes:
         staged=map(staged_to, value.staged),
         is_copy=value.is_copy,
         is_persisted=value.is_persisted,
-        is_move=value.is_move,
+        moved_to=path_bytes(value.moved_to),
     ).SerializeToString()
 
 
@@ -262,7 +265,7 @@ def _decode_announce(data: bytes) -> AnnounceRequest:
         tuple(map(staged_of, value.staged)),
         value.is_copy,
         value.is_persisted,
-        value.is_move,
+        path_text(value.moved_to),
     )
 
 
@@ -299,6 +302,11 @@ def encode_staged(value: StagedFile) -> bytes:
 
 def decode_staged(data: bytes) -> StagedFile:
     return staged_of(pb.StagedFile.FromString(data))
+
+
+def _decode_asserted(data: bytes) -> AssertReply:
+    value = pb.AssertReply.FromString(data)
+    return AssertReply(value.is_ended, value.over, path_text(value.path))
 
 
 def _encode_hold(value: HoldRequest) -> bytes:
@@ -348,6 +356,7 @@ def _encode_uploads(value: UploadsReply) -> bytes:
             sent_bytes=one.sent_bytes,
             tries=one.tries,
             reason=path_bytes(one.reason),
+            bytes_per_s=one.bytes_per_s,
         )
         for one in value.waiting
     ]
@@ -357,7 +366,14 @@ def _encode_uploads(value: UploadsReply) -> bytes:
 def _decode_uploads(data: bytes) -> UploadsReply:
     return UploadsReply(
         tuple(
-            Waiting(staged_of(one.file), one.peer, one.sent_bytes, one.tries, path_text(one.reason))
+            Waiting(
+                staged_of(one.file),
+                one.peer,
+                one.sent_bytes,
+                one.tries,
+                path_text(one.reason),
+                one.bytes_per_s,
+            )
             for one in pb.UploadsReply.FromString(data).waiting
         )
     )
@@ -388,10 +404,10 @@ ASSERT: Method[StagedFile, AssertReply] = Method(
     "Assert",
     encode_staged,
     decode_staged,
-    lambda a: pb.AssertReply(is_ended=a.is_ended, over=a.over).SerializeToString(),
-    lambda data: AssertReply(
-        pb.AssertReply.FromString(data).is_ended, pb.AssertReply.FromString(data).over
-    ),
+    lambda a: pb.AssertReply(
+        is_ended=a.is_ended, over=a.over, path=path_bytes(a.path)
+    ).SerializeToString(),
+    _decode_asserted,
 )
 HOLD: Method[HoldRequest, Nothing] = Method(
     SERVICE, "Hold", _encode_hold, _decode_hold, lambda a: b"", lambda data: Nothing()

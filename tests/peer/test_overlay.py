@@ -7,7 +7,10 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from mesh.blocks import Attributes, written_tag
+from mesh.peer import overlay as overlay_module
 from mesh.peer.overlay import BELIEVED_S, Overlay
 from mesh.store.entries import directory_key
 from mesh.store.store import BlockStore, StoreSettings, open_store
@@ -106,3 +109,59 @@ async def test_what_no_holder_speaks_of_is_not_believed_for_ever(tmp_path: Path)
         mesh.up.add("b")
         await overlay.claim(FILE)
         assert overlay.look(DIRECTORY, "f") == FILE
+
+
+async def test_a_holder_who_missed_a_rename_is_told_where_the_file_is(tmp_path: Path) -> None:
+    mesh = Mesh()
+    renamed = replace(FILE, path="ckpt/g")
+    async with opened(tmp_path) as store:
+        overlay = await mesh.overlay(store)
+        await overlay.put(FILE)
+        await overlay.put(renamed)
+        await overlay.forget(DIRECTORY, "f", moved_to="ckpt/g")
+    async with opened(tmp_path) as store:
+        overlay = await mesh.overlay(store)
+        assert await overlay.claim(FILE) == renamed
+        await overlay.put(replace(NEWER, path="ckpt/f"))  # another one has its old name
+        assert await overlay.claim(FILE) == renamed
+        assert await overlay.claim(renamed) == renamed
+        # Renamed back, it is what it was.
+        await overlay.put(FILE)
+        await overlay.forget(DIRECTORY, "g", moved_to="ckpt/f")
+        assert await overlay.claim(FILE) == FILE
+        assert await overlay.claim(renamed) == FILE
+
+
+async def test_what_is_ended_at_one_path_is_not_ended_at_another(tmp_path: Path) -> None:
+    mesh = Mesh()
+    async with opened(tmp_path) as store:
+        overlay = await mesh.overlay(store)
+        await overlay.put(NEWER)
+        assert await overlay.claim(FILE) is None  # it comes too late there
+        elsewhere = replace(FILE, path="ckpt/g")
+        assert await overlay.claim(elsewhere) == elsewhere
+
+
+async def test_all_who_say_that_they_hold_a_file_are_its_holders(tmp_path: Path) -> None:
+    mesh = Mesh()
+    async with opened(tmp_path) as store:
+        overlay = await mesh.overlay(store)
+        await overlay.put(FILE)
+        other = replace(FILE, holders=("a", "c"))
+        for _ in range(2):
+            assert await overlay.claim(other) == replace(FILE, holders=("a", "b", "c"))
+            assert await overlay.claim(FILE) == replace(FILE, holders=("a", "b", "c"))
+
+
+async def test_what_ended_long_ago_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overlay_module, "ENDED_MAX", 2)
+    mesh = Mesh()
+    async with opened(tmp_path) as store:
+        overlay = await mesh.overlay(store)
+        for number in range(3):
+            await overlay.end(FILE.token, f"ckpt/{number}")
+        assert len(await store.ended.all()) == 2
+        assert await overlay.claim(replace(FILE, path="ckpt/0")) is not None
+        assert await overlay.claim(replace(FILE, path="ckpt/2")) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mesh.blocks import MIB
-from mesh.peer.repair import Throttle
+from mesh.peer.throttle import Throttle
 
 
 def test_so_many_bytes_a_second_and_no_burst_after_a_rest() -> None:

@@ -16,7 +16,7 @@ from mesh.errors import NotFound, Refused
 from mesh.metrics import by_label, total
 from mesh.peer import crew, delivery, warmup
 from mesh.peer.peer import Peer
-from mesh.peer.repair import Throttle
+from mesh.peer.throttle import Throttle
 from mesh.testing.cluster import Cluster, running_cluster
 from mesh.testing.memory import MemoryUnderStore
 from mesh.wire.care import HoldingsRequest, Job, JobOrder, JobRequest

@@ -175,15 +175,15 @@ async def test_who_has_a_draft_open_keeps_its_bytes_when_it_is_removed(tmp_path:
 
 async def test_what_a_dead_mount_left_is_swept_and_what_is_written_stays(tmp_path: Path) -> None:
     async with opened(tmp_path) as (_, drafts):
-        assert await drafts.sweep() == 0
+        assert await drafts.sweep() == []
         with draft_of(tmp_path, b"left") as left:
             pass
         with draft_of(tmp_path, b"held") as held:
-            assert await drafts.sweep() == 1
+            assert await drafts.sweep() == [left]
             assert not drafts.path(left).exists()
             assert await drafts.read(held, 0, 4) == b"held"
-            assert await drafts.sweep() == 0
-        assert await drafts.sweep() == 1
+            assert await drafts.sweep() == []
+        assert await drafts.sweep() == [held]
 
 
 async def test_a_draft_that_was_swept_before_it_was_locked_is_made_anew(
@@ -207,7 +207,7 @@ async def test_a_draft_that_was_swept_before_it_was_locked_is_made_anew(
         try:
             os.write(fd, b"one")
             assert swept == [token]
-            assert await drafts.sweep() == 0
+            assert await drafts.sweep() == []
             assert await drafts.read(token, 0, 3) == b"one"
         finally:
             os.close(fd)

@@ -47,6 +47,27 @@ replies = st.builds(
     st.floats(0, allow_nan=False),
 )
 
+staged = st.builds(
+    w.StagedFile,
+    tokens,
+    paths,
+    sizes,
+    texts,
+    modes,
+    st.integers(-(2**40), 2**62),
+    st.lists(texts, max_size=3).map(tuple),
+    st.floats(0, 1e10),
+)
+waiting = st.builds(
+    w.UploadsReply,
+    st.lists(
+        st.builds(
+            w.Waiting, staged, texts, sizes, st.integers(0, 2**31), paths, st.floats(0, 1e12)
+        ),
+        max_size=3,
+    ).map(tuple),
+)
+
 REQUESTS: list[tuple[Method[Any, Any], st.SearchStrategy[object]]] = [
     (w.GROW, st.builds(w.GrowRequest, tokens, paths, sizes, modes)),
     (
@@ -76,8 +97,20 @@ REQUESTS: list[tuple[Method[Any, Any], st.SearchStrategy[object]]] = [
             st.lists(
                 st.builds(Kept, paths, attributes | st.none(), st.floats(0, 1e9)), max_size=3
             ).map(tuple),
+            st.lists(staged, max_size=3).map(tuple),
+            st.booleans(),
+            st.booleans(),
+            paths,
         ),
     ),
+    (w.ASSERT, staged),
+    (
+        w.HOLD,
+        st.builds(w.HoldRequest, staged, texts, sizes, tokens, st.booleans(), st.booleans()),
+    ),
+    (w.PULL, st.builds(w.PullRequest, tokens, st.integers(0, 2**31), sizes)),
+    (w.RETARGET, st.builds(w.RetargetRequest, tokens, paths, texts, st.booleans())),
+    (w.FLUSH, st.builds(w.FlushRequest, paths, st.floats(0, 1e9))),
 ]
 REPLIES: list[tuple[Method[Any, Any], st.SearchStrategy[object]]] = [
     (w.GROW, st.just(Nothing())),
@@ -85,6 +118,12 @@ REPLIES: list[tuple[Method[Any, Any], st.SearchStrategy[object]]] = [
     (w.RETIRE, st.just(Nothing())),
     (w.ALTER, st.builds(w.AlterReply, replies | st.none(), st.booleans())),
     (w.ANNOUNCE, st.just(Nothing())),
+    (w.ASSERT, st.builds(w.AssertReply, st.booleans(), texts, paths)),
+    (w.HOLD, st.just(Nothing())),
+    (w.RETARGET, st.builds(w.RetargetReply, texts)),
+    (w.UPLOADS, waiting),
+    (w.ALL_UPLOADS, waiting),
+    (w.FLUSH, st.builds(w.FlushReply, st.integers(0, 2**31))),
 ]
 
 FILE = version_of(source="s3://b", path="p", size_bytes=7, tag="mesh-1=2", block_bytes=65536)
@@ -98,7 +137,7 @@ FULL: list[tuple[Method[Any, Any], Any]] = [
     (
         w.ANNOUNCE,
         w.AnnounceRequest(
-            "me", (Kept("p", ABOUT, 1.5), Kept("q", None, 0.5)), (STAGED,), True, True, True
+            "me", (Kept("p", ABOUT, 1.5), Kept("q", None, 0.5)), (STAGED,), True, True, "r"
         ),
     ),
     (w.ASSERT, STAGED),
@@ -125,6 +164,10 @@ def test_no_field_of_a_request_is_left_behind(method: Method[Any, Any], request_
 
 
 def test_no_field_of_a_reply_is_left_behind() -> None:
+    waiting_ = w.UploadsReply((w.Waiting(STAGED, "me", 5, 2, "away", 1.5),))
+    assert w.UPLOADS.decode_reply(w.UPLOADS.encode_reply(waiting_)) == waiting_
+    asserted = w.AssertReply(True, "over", "p")
+    assert w.ASSERT.decode_reply(w.ASSERT.encode_reply(asserted)) == asserted
     found = StatReply(ABOUT, FILE, True, 1.5, 2.5)
     assert w.PUBLISH.decode_reply(w.PUBLISH.encode_reply(found)) == found
     altered = w.AlterReply(found, True)
@@ -167,4 +210,10 @@ def test_a_verb_of_a_newer_mesh_is_no_other_verb() -> None:
 def test_mounts_may_ask_for_all_of_it_but_announce_nothing() -> None:
     asked = {method.name for method in METHODS if method is not None}
     assert {"Grow", "Publish", "Retire", "Alter"} <= asked
-    assert w.ANNOUNCE.name not in asked
+    for method in (w.ANNOUNCE, w.ASSERT, w.HOLD, w.PULL, w.RETARGET):
+        assert method.name not in asked
+
+
+@given(file=staged)
+def test_what_is_journaled_is_found_again(file: w.StagedFile) -> None:
+    assert w.decode_staged(w.encode_staged(file)) == file

@@ -1158,6 +1158,10 @@ class Description(_message.Message):
     REPAIR_PENDING_BLOCKS_FIELD_NUMBER: _builtins.int
     REPAIRED_BYTES_FIELD_NUMBER: _builtins.int
     PORTION_FIELD_NUMBER: _builtins.int
+    STAGED_BYTES_FIELD_NUMBER: _builtins.int
+    STAGED_FILES_FIELD_NUMBER: _builtins.int
+    STAGED_AGE_S_FIELD_NUMBER: _builtins.int
+    UPLOAD_FAILURES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     address: _builtins.str
     zone: _builtins.str
@@ -1191,6 +1195,11 @@ class Description(_message.Message):
     repaired_bytes: _builtins.int
     portion: _builtins.float
     """The part of its weight that it takes while it warms up."""
+    staged_bytes: _builtins.int
+    """What it has and the under-store does not have yet; how long the oldest file has waited."""
+    staged_files: _builtins.int
+    staged_age_s: _builtins.float
+    upload_failures: _builtins.int
     @_builtins.property
     def read_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """By source, those of the mounts of its host included."""
@@ -1236,10 +1245,14 @@ class Description(_message.Message):
         repair_pending_blocks: _builtins.int = ...,
         repaired_bytes: _builtins.int = ...,
         portion: _builtins.float = ...,
+        staged_bytes: _builtins.int = ...,
+        staged_files: _builtins.int = ...,
+        staged_age_s: _builtins.float = ...,
+        upload_failures: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "block_count", b"block_count", "bypass_bytes", b"bypass_bytes", "capacity_bytes", b"capacity_bytes", "corrupt_blocks", b"corrupt_blocks", "epoch", b"epoch", "errors", b"errors", "evicted_bytes", b"evicted_bytes", "failovers", b"failovers", "fill_bytes", b"fill_bytes", "fills", b"fills", "hedges", b"hedges", "id", b"id", "in_flight_bytes", b"in_flight_bytes", "is_up", b"is_up", "mountpoints", b"mountpoints", "name", b"name", "peer_bytes", b"peer_bytes", "pid", b"pid", "portion", b"portion", "read_blocks", b"read_blocks", "read_bytes", b"read_bytes", "release", b"release", "repair_pending_blocks", b"repair_pending_blocks", "repaired_bytes", b"repaired_bytes", "ring_share", b"ring_share", "served_bytes", b"served_bytes", "state", b"state", "uptime_s", b"uptime_s", "used_bytes", b"used_bytes", "weight", b"weight", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "block_count", b"block_count", "bypass_bytes", b"bypass_bytes", "capacity_bytes", b"capacity_bytes", "corrupt_blocks", b"corrupt_blocks", "epoch", b"epoch", "errors", b"errors", "evicted_bytes", b"evicted_bytes", "failovers", b"failovers", "fill_bytes", b"fill_bytes", "fills", b"fills", "hedges", b"hedges", "id", b"id", "in_flight_bytes", b"in_flight_bytes", "is_up", b"is_up", "mountpoints", b"mountpoints", "name", b"name", "peer_bytes", b"peer_bytes", "pid", b"pid", "portion", b"portion", "read_blocks", b"read_blocks", "read_bytes", b"read_bytes", "release", b"release", "repair_pending_blocks", b"repair_pending_blocks", "repaired_bytes", b"repaired_bytes", "ring_share", b"ring_share", "served_bytes", b"served_bytes", "staged_age_s", b"staged_age_s", "staged_bytes", b"staged_bytes", "staged_files", b"staged_files", "state", b"state", "upload_failures", b"upload_failures", "uptime_s", b"uptime_s", "used_bytes", b"used_bytes", "weight", b"weight", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -116,19 +116,23 @@ class AssertReply(_message.Message):
 
     IS_ENDED_FIELD_NUMBER: _builtins.int
     OVER_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
     is_ended: _builtins.bool
     """It is persisted, replaced or removed: the holder may let it go."""
     over: _builtins.str
     """What it is to replace, as far as the owner knows."""
+    path: _builtins.bytes
+    """Where it went, if it was renamed and the holder did not hear of it."""
     def __init__(
         self,
         *,
         is_ended: _builtins.bool = ...,
         over: _builtins.str = ...,
+        path: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_ended", b"is_ended", "over", b"over"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_ended", b"is_ended", "over", b"over", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -305,10 +309,12 @@ class Waiting(_message.Message):
     SENT_BYTES_FIELD_NUMBER: _builtins.int
     TRIES_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    BYTES_PER_S_FIELD_NUMBER: _builtins.int
     peer: _builtins.str
     sent_bytes: _builtins.int
     tries: _builtins.int
     reason: _builtins.bytes
+    bytes_per_s: _builtins.float
     @_builtins.property
     def file(self) -> Global___StagedFile: ...
     def __init__(
@@ -319,10 +325,11 @@ class Waiting(_message.Message):
         sent_bytes: _builtins.int = ...,
         tries: _builtins.int = ...,
         reason: _builtins.bytes = ...,
+        bytes_per_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "peer", b"peer", "reason", b"reason", "sent_bytes", b"sent_bytes", "tries", b"tries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "file", b"file", "peer", b"peer", "reason", b"reason", "sent_bytes", b"sent_bytes", "tries", b"tries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -585,13 +592,13 @@ class AnnounceRequest(_message.Message):
     STAGED_FIELD_NUMBER: _builtins.int
     IS_COPY_FIELD_NUMBER: _builtins.int
     IS_PERSISTED_FIELD_NUMBER: _builtins.int
-    IS_MOVE_FIELD_NUMBER: _builtins.int
+    MOVED_TO_FIELD_NUMBER: _builtins.int
     asker: _builtins.str
     is_copy: _builtins.bool
     """Another owner tells who must know."""
     is_persisted: _builtins.bool
     """The under-store has now what was staged."""
-    is_move: _builtins.bool
+    moved_to: _builtins.bytes
     """What is removed here is under another name."""
     @_builtins.property
     def kept(self) -> _containers.RepeatedCompositeFieldContainer[_mesh_pb2.Kept]: ...
@@ -607,11 +614,11 @@ class AnnounceRequest(_message.Message):
         staged: _abc.Iterable[Global___StagedFile] | None = ...,
         is_copy: _builtins.bool = ...,
         is_persisted: _builtins.bool = ...,
-        is_move: _builtins.bool = ...,
+        moved_to: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["asker", b"asker", "is_copy", b"is_copy", "is_move", b"is_move", "is_persisted", b"is_persisted", "kept", b"kept", "staged", b"staged"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asker", b"asker", "is_copy", b"is_copy", "is_persisted", b"is_persisted", "kept", b"kept", "moved_to", b"moved_to", "staged", b"staged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,312 @@
+"""What is staged on peers of one process: who has it, when it goes, and what becomes of names."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from mesh.blocks import MIB, holders_of, is_staged
+from mesh.errors import Exists, NotFound, UnderStoreUnavailable
+from mesh.metrics import total
+from mesh.peer import alterations, stager, uploads, writer
+from mesh.peer.scribe import Scribe
+from mesh.peer.stager import Stager
+from mesh.peer.uploads import Uploads
+from mesh.testing.cluster import Cluster, running_cluster
+from mesh.testing.memory import MemoryUnderStore
+from mesh.understore.understore import Durability
+from mesh.wire.messages import Nothing
+from mesh.wire.writes import AlterRequest, FlushRequest, RetargetReply, RetargetRequest, Verb
+from tests.writers import DATA, NAMES, PATH, Host, host_of, until
+
+OTHER = "models/other.bin"
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what waits for seconds wait for less."""
+    monkeypatch.setattr(uploads, "TAKEOVER_S", 0.3)
+    monkeypatch.setattr(uploads, "CLAIM_EVERY_S", 0.3)
+    monkeypatch.setattr(uploads, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(uploads, "PAUSE_S", 0.05)
+    for module in (writer, alterations):
+        monkeypatch.setattr(module, "PUBLISH_S", 1.0)
+
+
+class Staged:
+    """Peers, the hosts that write through them, and an under-store that is away at first."""
+
+    def __init__(self, cluster: Cluster, hosts: list[Host], store: MemoryUnderStore) -> None:
+        self.cluster = cluster
+        self.a, self.b, self.c = hosts
+        self.store = store
+
+    def stager(self, name: str) -> Stager:
+        return self.scribe(name).stager
+
+    def uploads(self, name: str) -> Uploads:
+        return self.scribe(name).uploads
+
+    def scribe(self, name: str) -> Scribe:
+        return self.cluster.peers[name].scribe
+
+    async def waiting(self, by: str = "a") -> list[str]:
+        return [w.file.path for w in (await self.uploads(by).all_waiting(Nothing())).waiting]
+
+    async def flush(self, path: str = "") -> None:
+        assert (await self.uploads("a").flush(FlushRequest(path, 20.0))).waiting == 0
+
+
+@asynccontextmanager
+async def staged(
+    root: Path,
+    *,
+    durability: Durability = "copies",
+    staged_bytes_max: int = 64 * MIB,
+    upload_bytes_per_s: float = 0.0,
+    is_away: bool = True,
+) -> AsyncIterator[Staged]:
+    store = MemoryUnderStore({"models/old": b""})
+    async with running_cluster(
+        root,
+        NAMES,
+        store,
+        durability=durability,
+        staged_bytes_max=staged_bytes_max,
+        upload_bytes_per_s=upload_bytes_per_s,
+    ) as cluster:
+        async with (
+            host_of(cluster, "a") as a,
+            host_of(cluster, "b") as b,
+            host_of(cluster, "c") as c,
+        ):
+            for host in (a, b, c):
+                await host.names()  # known before it is away
+            if is_away:
+                store.go_away()
+            yield Staged(cluster, [a, b, c], store)
+
+
+def alter(verb: Verb, path: str, target: str = "") -> AlterRequest:
+    return AlterRequest(verb, path, target)
+
+
+async def test_who_says_that_it_is_safe_has_it_twice(tmp_path: Path) -> None:
+    async with staged(tmp_path) as mesh:
+        reply = await mesh.a.put(DATA)
+        holders = holders_of(reply.attributes.tag)
+        assert (len(holders), holders[0]) == (2, "a")
+        token = reply.attributes.tag.partition("mesh-")[2].partition("@")[0]
+        for name in holders:
+            assert (tmp_path / name / "staged" / token).read_bytes() == DATA
+            assert total(mesh.cluster.peers[name].metrics.staged_bytes) == len(DATA)
+        assert [await host.read() for host in (mesh.a, mesh.b, mesh.c)] == [DATA] * 3
+        assert PATH not in mesh.store.files
+        mesh.store.come_back()
+        await mesh.flush()
+        assert mesh.store.files[PATH] == DATA
+        assert mesh.stager("a").staged_bytes == 0
+        await until(lambda: not any(mesh.stager(name).files for name in NAMES))
+
+
+async def test_a_holder_that_can_not_is_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with staged(tmp_path) as mesh:
+        first = next(mesh.stager("a")._candidates("d" * 32))
+        others = {"b", "c"} - {first}
+        names = [first, *others]
+        monkeypatch.setattr(mesh.stager("a"), "_candidates", lambda draft: iter(names))
+        monkeypatch.setattr(mesh.stager(first), "has_room", lambda more_bytes: False)
+        reply = await mesh.a.put(DATA)
+        assert holders_of(reply.attributes.tag) == ["a", *others]
+        assert not mesh.stager(first).files
+
+
+async def test_without_a_second_disk_it_is_written_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with staged(tmp_path, is_away=False) as mesh:
+        monkeypatch.setattr(mesh.stager("a"), "_candidates", lambda draft: iter(()))
+        reply = await mesh.a.put(DATA)
+        assert not is_staged(reply.attributes.tag)
+        assert mesh.store.files[PATH] == DATA
+        mesh.store.go_away()
+        with pytest.raises(UnderStoreUnavailable):
+            await mesh.a.put(b"more", OTHER)
+
+
+async def test_what_is_on_its_way_here_counts_as_well(tmp_path: Path) -> None:
+    async with staged(tmp_path, staged_bytes_max=40 * MIB) as mesh:
+        async with mesh.a.draft(bytes(34 * MIB)) as draft:
+            here = [mesh.stager(name) for name in ("b", "c")]
+            await until(lambda: any(not each.has_room(10 * MIB) for each in here))
+            assert [each.staged_bytes for each in here] == [0, 0]
+            await draft.publish()
+        assert not mesh.stager("a").has_room(30 * MIB)
+        mesh.store.come_back()
+        await mesh.flush()
+        await until(lambda: all(mesh.stager(name).has_room(40 * MIB) for name in NAMES))
+
+
+async def test_what_a_writer_will_not_end_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with staged(tmp_path) as mesh:
+        async with mesh.a.draft(bytes(64 * MIB)):
+            outgoing = mesh.stager("a")._outgoing
+            await until(lambda: any(each.told_bytes == 64 * MIB for each in outgoing.values()))
+            holder = next(iter(outgoing.values())).holder
+            idle = mesh.stager(holder)
+            await idle.give_up_idle()
+            assert idle._incoming
+            monkeypatch.setattr(stager, "INCOMING_IDLE_S", -1.0)
+            await idle.give_up_idle()
+            assert not idle._incoming
+            assert list((tmp_path / holder / "drafts").iterdir()) == []
+
+
+async def test_the_next_holder_uploads_for_a_writer_that_is_gone(tmp_path: Path) -> None:
+    async with staged(tmp_path) as mesh:
+        reply = await mesh.a.put(DATA)
+        holder = holders_of(reply.attributes.tag)[1]
+        await mesh.cluster.stop("a")
+        mesh.store.come_back()
+        await until(lambda: mesh.store.files.get(PATH) == DATA)
+        await until(lambda: not mesh.stager(holder).files)
+        assert total(mesh.cluster.peers[holder].metrics.takeovers) == 1
+        await mesh.cluster.start("a")
+        await until(lambda: not mesh.stager("a").files)
+        assert mesh.store.tags[PATH] == 1  # it was not sent again
+
+
+async def test_no_more_is_sent_each_second_than_is_allowed(tmp_path: Path) -> None:
+    rate = 8 * MIB
+    async with staged(tmp_path, upload_bytes_per_s=rate) as mesh:
+        for number in range(4):
+            await mesh.a.put(bytes(4 * MIB), f"models/{number}")
+        began_s = asyncio.get_running_loop().time()
+        mesh.store.come_back()
+        await mesh.flush()
+        took_s = asyncio.get_running_loop().time() - began_s
+        assert took_s > 0.9 * 16 * MIB / rate
+
+
+async def test_oldest_first_and_what_fails_does_not_hold_up_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "AT_ONCE", 1)
+    async with staged(tmp_path) as mesh:
+        paths = [f"models/{number}" for number in range(5)]
+        for path in paths:
+            await mesh.a.put(b"x", path)
+        assert await mesh.waiting() == paths
+        sent: list[str] = []
+        upload = mesh.store.upload
+
+        async def noted(path: str, **about: int) -> object:
+            sent.append(path)
+            if path == paths[1]:
+                raise UnderStoreUnavailable("this one never")
+            return await upload(path, **about)
+
+        monkeypatch.setattr(mesh.store, "upload", noted)
+        await until(lambda: all(j.tries for j in mesh.uploads("a")._jobs.values()))
+        sent.clear()
+        mesh.store.come_back()
+        await until(lambda: len(mesh.stager("a").files) == 1)
+        order = [path for path in dict.fromkeys(sent) if path != paths[1]]
+        assert sorted(order) == order
+        waiting = (await mesh.uploads("a").waiting(Nothing())).waiting
+        assert [w.file.path for w in waiting] == [paths[1]]
+        assert "this one never" in waiting[0].reason
+        assert total(mesh.cluster.peers["a"].metrics.upload_failures) >= waiting[0].tries > 0
+
+
+# Names of what is staged
+
+
+async def test_a_name_that_is_removed_before_it_is_persisted_costs_nothing(
+    tmp_path: Path,
+) -> None:
+    async with staged(tmp_path) as mesh:
+        await mesh.a.put(DATA)
+        await mesh.b.writes.alter(alter(Verb.REMOVE, PATH))
+        with pytest.raises(NotFound):
+            await mesh.c.client.stat(PATH)
+        assert await mesh.waiting() == []
+        mesh.store.come_back()
+        await asyncio.sleep(0.5)
+        assert (PATH in mesh.store.files, mesh.store.tags[PATH]) == (False, 0)
+
+
+async def test_a_name_that_is_changed_before_it_is_persisted_costs_nothing(
+    tmp_path: Path,
+) -> None:
+    async with staged(tmp_path) as mesh:
+        await mesh.a.put(DATA)
+        await mesh.b.writes.alter(alter(Verb.RENAME, PATH, OTHER))
+        assert await mesh.c.read(OTHER) == DATA
+        assert sorted(await mesh.c.names()) == ["old", "other.bin"]
+        mesh.store.come_back()
+        await mesh.flush()
+        assert (mesh.store.files[OTHER], PATH in mesh.store.files) == (DATA, False)
+
+
+@pytest.mark.parametrize("verb", [Verb.RENAME, Verb.REMOVE])
+async def test_a_holder_who_did_not_hear_of_it_brings_nothing_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: Verb
+) -> None:
+    async with staged(tmp_path) as mesh:
+        reply = await mesh.a.put(DATA)
+        holder = holders_of(reply.attributes.tag)[1]
+        asked = Uploads._retarget_at
+
+        async def deaf(self: Uploads, to: str, request: RetargetRequest) -> RetargetReply:
+            if to == holder:
+                raise UnderStoreUnavailable("it did not hear")
+            return await asked(self, to, request)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Uploads, "_retarget_at", deaf)
+            await mesh.a.writes.alter(alter(verb, PATH, OTHER if verb is Verb.RENAME else ""))
+            await mesh.a.put(b"another", PATH)
+        assert await mesh.c.read() == b"another"
+        await mesh.cluster.stop("a")  # now the holder is the first of those that are there
+        mesh.store.come_back()
+        await until(lambda: mesh.store.files.get(PATH) == b"another")
+        await mesh.cluster.start("a")
+        await until(lambda: not any(mesh.stager(name).files for name in NAMES))
+        others = {OTHER: DATA} if verb is Verb.RENAME else {}
+        assert mesh.store.files == {"models/old": b"", PATH: b"another", **others}
+
+
+async def test_a_directory_is_made_once_the_under_store_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (writer, alterations):
+        monkeypatch.setattr(module, "PUBLISH_S", 20.0)
+    async with staged(tmp_path) as mesh:
+        made = asyncio.create_task(mesh.a.writes.alter(alter(Verb.MAKE_DIRECTORY, "models/d")))
+        await asyncio.sleep(0.5)
+        assert not made.done()
+        mesh.store.come_back()
+        await made
+        assert "models/d" in mesh.store.directories
+        with pytest.raises(Exists):
+            await mesh.b.writes.alter(alter(Verb.MAKE_DIRECTORY, "models/d"))
+
+
+async def test_an_under_store_that_stays_away_is_waited_for_no_longer_than_that(
+    tmp_path: Path,
+) -> None:
+    async with staged(tmp_path) as mesh:
+        with pytest.raises(UnderStoreUnavailable):
+            await mesh.a.writes.alter(alter(Verb.MAKE_DIRECTORY, "models/d"))
+        with pytest.raises(UnderStoreUnavailable):
+            await mesh.a.writes.alter(alter(Verb.REMOVE, "models/old"))
+        assert sorted(await mesh.b.names()) == ["old"]
