@@ -9,7 +9,7 @@ can't bring it back.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
@@ -92,11 +92,9 @@ class Overlay:
         return name in self._known.get(directory, ())
 
     def names(self, directory: bytes) -> Mapping[str, Attributes]:
-        """Return what is staged in a directory, by name."""
+        """Return what is staged in a directory, by name, as it is now and will be."""
         known = self._known.get(directory)
-        if not known:
-            return {}
-        return {n: k.file.attributes for n, k in known.items() if self._is_believed(k)}
+        return _Names(known, self._is_believed) if known else {}
 
     def _is_believed(self, known: _Known) -> bool:
         if self._clock() - known.heard_s < BELIEVED_S:
@@ -180,6 +178,26 @@ class Overlay:
         place = self._table.place(path)
         parent, name = split(place.path)
         return directory_key(place.settings.url, parent), name
+
+
+class _Names(Mapping[str, Attributes]):
+    """What is believed of one directory; to ask for one name does not look at the others."""
+
+    def __init__(self, known: dict[str, _Known], is_believed: Callable[[_Known], bool]) -> None:
+        self._known = known
+        self._is_believed = is_believed
+
+    def __getitem__(self, name: str) -> Attributes:
+        known = self._known[name]
+        if not self._is_believed(known):
+            raise KeyError(name)
+        return known.file.attributes
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, known in self._known.items() if self._is_believed(known))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def _end_key(token: str, path: str) -> bytes:

@@ -82,6 +82,9 @@ class PeerSettings:
     """Of the cluster's key (`wire.passport`)."""
 
     slow_start_s: float = 30.0
+    flush_s: float = 10.0
+    """For so long a peer that is told to stop uploads what it has staged."""
+
     drain_s: float = 0.5
     """Between the word that this peer leaves and the moment when it stops to serve; gossip
     brings news to 32 peers in so long (fanout.md 6.3)."""
@@ -221,6 +224,7 @@ async def _running(
     stack.push_async_callback(membership.leave)
     await _enter(settings, membership, presence, store, tasks)
     stack.push_async_callback(presence.drain, for_s=settings.drain_s)
+    stack.push_async_callback(scribe.uploads.drain, for_s=settings.flush_s)
     keeper.start()
     await server.ready()
     return Peer(reader, catalog, store, neighbors, membership, metrics, keeper, scribe)

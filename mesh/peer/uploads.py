@@ -58,6 +58,7 @@ LOOK_EVERY_S = 0.5
 IDLE_RATIO = 9
 """So many times as long as a look took the next one waits."""
 
+STALLED_S = 2.0
 MOVES_MAX = 16
 PAUSE_S, PAUSE_MAX_S = 0.5, 30.0
 TAKEOVER_S = 3.0
@@ -140,6 +141,25 @@ class Uploads:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY_S):
                     await self._stager.added.wait()
+
+    async def drain(self, *, for_s: float) -> None:
+        """Upload what this peer has written, before it goes: as long as it gets on, but no
+        longer than that. What is left is there when it comes back, or another holder sends it.
+        """
+        now_s = moved_s = self._clock()
+        deadline_s, before = now_s + for_s, (0, 0)
+        while (mine := self._mine()) and now_s < min(deadline_s, moved_s + STALLED_S):
+            now = len(mine), sum(self._jobs[t].sent_bytes for t in mine if t in self._jobs)
+            if now != before:
+                before, moved_s = now, now_s
+            await asyncio.sleep(min(POLL_S, max(0.0, deadline_s - now_s)))
+            now_s = self._clock()
+        if mine:
+            log.warning("left with staged files", files=len(mine))
+
+    def _mine(self) -> list[str]:
+        me = self._neighbors.me
+        return [token for token, f in self._stager.files.items() if f.holders[0] == me]
 
     def _look(self) -> None:
         """Begin what is due, oldest first."""

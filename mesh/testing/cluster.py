@@ -48,6 +48,9 @@ class Cluster:
         }
         self._capacity_bytes = capacity_bytes
         self._staged_bytes_max = staged_bytes_max
+        self.flush_s = 0.0
+        """What peers that are started from now on take to upload what they have."""
+
         self._upload_bytes_per_s = upload_bytes_per_s
 
     @property
@@ -80,6 +83,7 @@ class Cluster:
             under_stores=self._stores,
             check_under_stores=False,
             drain_s=0.0,
+            flush_s=self.flush_s,
         )
 
     async def stop(self, name: str) -> None:

@@ -184,6 +184,30 @@ async def test_the_next_holder_uploads_for_a_writer_that_is_gone(tmp_path: Path)
         assert mesh.store.tags[PATH] == 1  # it was not sent again
 
 
+async def test_who_is_told_to_stop_uploads_first_what_it_can(tmp_path: Path) -> None:
+    async with staged(tmp_path) as mesh:
+        mesh.cluster.flush_s = 10.0
+        await mesh.cluster.stop("a")
+        await mesh.cluster.start("a")
+        await mesh.a.put(DATA)
+        mesh.store.come_back()
+        await mesh.cluster.stop("a")
+        assert mesh.store.files[PATH] == DATA
+        assert list((tmp_path / "a" / "staged").iterdir()) == []
+
+
+async def test_who_is_told_to_stop_does_not_wait_for_what_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "STALLED_S", 0.3)
+    async with staged(tmp_path) as mesh:
+        await mesh.a.put(DATA)
+        began_s = asyncio.get_running_loop().time()
+        await mesh.uploads("a").drain(for_s=60.0)
+        assert asyncio.get_running_loop().time() - began_s < 30.0
+        assert [file.path for file in mesh.stager("a").files.values()] == [PATH]
+
+
 async def test_no_more_is_sent_each_second_than_is_allowed(tmp_path: Path) -> None:
     rate = 8 * MIB
     async with staged(tmp_path, upload_bytes_per_s=rate) as mesh:
