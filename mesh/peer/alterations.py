@@ -38,7 +38,7 @@ from mesh.paths import spot_of
 from mesh.peer.announcer import Announcer
 from mesh.peer.catalog import Catalog
 from mesh.peer.turns import Turns
-from mesh.peer.uploads import Uploads
+from mesh.peer.uploads import UNKNOWN, Uploads
 from mesh.peer.writer import PAUSE_MAX_S, PAUSE_S, PUBLISH_S, writable_place
 from mesh.understore.table import MountTable, Place, plain
 from mesh.wire.messages import Kept, StatReply
@@ -131,7 +131,13 @@ class Alterations:
             return None
         over = RetargetRequest(token_of(about.tag), is_over=True)
         held = await self._uploads.retarget(holders_of(about.tag), over)
-        return None if held is None else reply.over
+        if held is None or reply.over or held != UNKNOWN:
+            return None if held is None else reply.over
+        place = self._table.place(path)
+        try:
+            return (await place.store.stat(place.path)).tag
+        except NotFound:
+            return ""
 
     async def _make_directory(self, request: AlterRequest, *, is_again: bool) -> AlterReply:
         place = writable_place(self._table, request.path)
@@ -238,10 +244,11 @@ class Alterations:
                 over = under_store_tag(now.tag)
         new = replace(staged_file(target, about), over=over or "")
         retarget = RetargetRequest(new.token, target, new.over)
-        if await self._uploads.retarget(holders_of(about.tag), retarget) is None:
+        held = await self._uploads.retarget(holders_of(about.tag), retarget)
+        if held is None:
             return None
         await self._announcer.announce_staged(new)
-        if claimed.over:
+        if claimed.over or held == UNKNOWN:
             with suppress(NotFound):
                 await place.store.remove(place.path)
         await self._announcer.announce(Kept(path, None, 0.0), moved_to=target)

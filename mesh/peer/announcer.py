@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from mesh.blocks import WRITTEN, is_staged, token_of, under_store_tag
 from mesh.clock import Clock, monotonic_s
-from mesh.errors import Unavailable
+from mesh.errors import NotFound, Unavailable
 from mesh.paths import Spot, spot_of
 from mesh.peer.catalog import Catalog
 from mesh.peer.once import quietly
@@ -45,12 +45,15 @@ class Announcer:
         self._overlay = overlay
         self._clock = clock
 
-    async def announce(self, *done: Kept, is_persisted: bool = False, moved_to: str = "") -> None:
+    async def announce(
+        self, *done: Kept, is_persisted: bool = False, moved_to: str = "", ended: str = ""
+    ) -> None:
         """Have all know what was done to these names; those who can't be told find out when
         what they know is too old.
 
-        Say *is_persisted* of what was staged before, and *moved_to* of a name that is gone
-        because the same staged file has another one.
+        Say *is_persisted* of what was staged before, *moved_to* of a name that is gone because
+        the same staged file has another one, and *ended* of a token without which nothing was
+        done.
         """
         by_directory: dict[bytes, list[Kept]] = {}
         for one in done:
@@ -65,11 +68,20 @@ class Announcer:
                         tuple(kept),
                         is_persisted=is_persisted,
                         moved_to=moved_to,
+                        ended=ended,
                     ),
                 )
                 for directory, kept in by_directory.items()
             )
         )
+
+    async def is_there(self, path: str) -> bool:
+        """Whether there is something at a path, as far as the mesh knows."""
+        try:
+            await self._catalog.stat(path)
+        except NotFound:
+            return False
+        return True
 
     async def announce_staged(self, file: StagedFile) -> None:
         """Have all see a file that the under-store does not have; its owners journal it."""
@@ -129,6 +141,8 @@ class Announcer:
             await self._overlay.end(token_of(one.attributes.tag), one.path)
         if not self._overlay.has(spot.directory, spot.name):
             return True
+        if request.ended and not self._overlay.is_of(spot.directory, spot.name, request.ended):
+            return False
         if request.is_persisted and one.attributes is not None:
             return await self._overlay.persisted(one.path, one.attributes)
         await self._overlay.forget(spot.directory, spot.name, moved_to=request.moved_to)
@@ -157,14 +171,18 @@ class Announcer:
         return await self.claimed(file)
 
     async def claimed(self, file: StagedFile) -> AssertReply:
-        """Answer a holder as an owner, who may have come to the directory just now."""
+        """Answer a holder as an owner, who may have come to the directory just now.
+
+        Of a file that the owner has never heard of nobody knows whether it is newer than what
+        was persisted meanwhile: it replaces what its writer saw, or goes beside.
+        """
         spot = spot_of(self._table, file.path)
         record, _ = self._entries.look(spot.directory, spot.name)
         about = None if record is None else record.attributes
         if about and token_of(about.tag) == file.token and not is_staged(about.tag):
             return AssertReply(is_ended=True)
         was_known = self._overlay.has(spot.directory, spot.name)
-        kept = await self._overlay.claim(file if was_known else self._over(file))
+        kept = await self._overlay.claim(file)
         if kept is None:
             return AssertReply(is_ended=True)
         if kept.path != file.path:
@@ -172,7 +190,7 @@ class Announcer:
         if not was_known:
             changes = self._note(spot, Kept(kept.path, kept.attributes, 0.0))
             self._catalog.tell(spot.source, spot.parent, changes)
-        return AssertReply(is_ended=False, over=kept.over)
+        return AssertReply(is_ended=False, over=kept.over, formers=kept.formers)
 
     async def announce_tree(self, *paths: str) -> None:
         """Have all doubt what they know of directories and of all that is below them."""

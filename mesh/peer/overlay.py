@@ -26,6 +26,7 @@ BELIEVED_S = 120.0
 
 ENDED_FOR_S = 7 * 86_400.0
 ENDED_MAX = 100_000
+FORMERS_MAX = 8
 
 
 @dataclass(slots=True)
@@ -91,6 +92,11 @@ class Overlay:
     def has(self, directory: bytes, name: str) -> bool:
         return name in self._known.get(directory, ())
 
+    def is_of(self, directory: bytes, name: str, token: str) -> bool:
+        """Whether it is that file which is staged under a name."""
+        known = self._known.get(directory, {}).get(name)
+        return known is not None and known.file.token == token
+
     def names(self, directory: bytes) -> Mapping[str, Attributes]:
         """Return what is staged in a directory, by name, as it is now and will be."""
         known = self._known.get(directory)
@@ -129,8 +135,12 @@ class Overlay:
         directory, name = self._spot(file.path)
         names = self._known.setdefault(directory, {})
         before = names.get(name)
-        if before is not None and before.file.token != file.token and not file.over:
-            file = replace(file, over=before.file.over)  # of that nothing may have gone anywhere
+        if before is not None:
+            # What the under-store had below that, or has of what was below: no writer knows better.
+            formers = before.file.formers
+            if before.file.token != file.token and before.file.digest:
+                formers = (*formers, before.file.digest)[-FORMERS_MAX:]
+            file = replace(file, over=before.file.over, formers=formers)
         names[name] = _Known(file, self._clock())
         if self._ended.pop(key := _end_key(file.token, file.path), None):  # renamed back
             await self._ended_notes.put({key: None})
@@ -147,7 +157,7 @@ class Overlay:
         if identity_of(known.file.attributes.tag) == identity_of(about.tag):
             await self.forget(directory, name)
             return True
-        known.file = replace(known.file, over=under_store_tag(about.tag))
+        known.file = replace(known.file, over=under_store_tag(about.tag), formers=())
         await self._names.put({_key(directory, name): encode_staged(known.file)})
         return False
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import socket as socketlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -42,6 +43,8 @@ from mesh.wire.passport import Passport
 from mesh.wire.writes import PULL
 
 log = structlog.get_logger()
+
+BEGUN_AGAIN_S = 1.0
 
 CHECK_TIMEOUT_S = 10.0
 
@@ -211,16 +214,18 @@ async def _running(
     stack.push_async_callback(server.aclose)
     await _listen(server, settings)
     _export(settings.metrics_address, metrics, stack)
-    for name, work in {
-        "keep room": store.keep_room(),
-        "probe": neighbors.probe(),
-        "watch lag": neighbors.watch_lag(),
-        "repair": repair.run(),
-        "tidy": tidy(store.entries, shards),
-        "sweep": scribe.writer.sweep(),
-        "uploads": scribe.uploads.run(),
-    }.items():
-        tasks.create_task(work, name=name)
+    works: dict[str, Callable[[], Awaitable[None]]] = {
+        "keep room": store.keep_room,
+        "probe": neighbors.probe,
+        "watch lag": neighbors.watch_lag,
+        "repair": repair.run,
+        "tidy": partial(tidy, store.entries, shards),
+        "sweep": scribe.writer.sweep,
+        "uploads": scribe.uploads.run,
+        "lost": scribe.uploads.ask_writers,
+    }
+    for name, work in works.items():
+        tasks.create_task(_steadily(name, work), name=name)
     stack.push_async_callback(membership.leave)
     await _enter(settings, membership, presence, store, tasks)
     stack.push_async_callback(presence.drain, for_s=settings.drain_s)
@@ -228,6 +233,16 @@ async def _running(
     keeper.start()
     await server.ready()
     return Peer(reader, catalog, store, neighbors, membership, metrics, keeper, scribe)
+
+
+async def _steadily(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Do what is done for ever, though a disk that is full ends it now and then."""
+    while True:
+        try:
+            return await work()
+        except (MeshError, OSError) as error:
+            log.warning("begun again", work=name, reason=str(error))
+        await asyncio.sleep(BEGUN_AGAIN_S)
 
 
 async def _enter(

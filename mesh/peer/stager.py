@@ -24,7 +24,7 @@ from crc32c import crc32c
 
 from mesh.blocks import MIB, PIECE_BYTES, FileVersion, piece_range, under_store_tag
 from mesh.clock import Clock, monotonic_s
-from mesh.errors import BlockCorrupt, MeshError, NotFound, StoreFull, Unavailable
+from mesh.errors import BlockCorrupt, Exists, MeshError, NotFound, StoreFull, Unavailable
 from mesh.membership.view import State
 from mesh.metrics import Metrics
 from mesh.paths import spot_of
@@ -219,22 +219,32 @@ class Stager:
                     return None
                 file = held
             digests = await digested
+            file = replace(file, digest=digests.summary())
         finally:
             digested.cancel()
-        await self.keep(file, path, digests)
+        try:
+            await self._keep(file, path, digests)
+        except StoreFull as error:
+            log.warning("not staged", path=file.path, reason=str(error))
+            await self._take_back(file)
+            return None
         try:
             async with self._turns.of(file.path):
+                if request.is_exclusive and await self._announcer.is_there(file.path):
+                    raise Exists(f"{file.path}: somebody else has made it")
                 await self._announcer.announce_staged(file)
         except MeshError:
             await self._take_back(file)
             raise
+        self._note(file)  # now it may be claimed, and uploaded
         reply = spot.reply(file.attributes, known_s=0.0, fresh_s=spot.place.settings.max_age_s)
         self.added.set()
         return reply
 
     async def _take_back(self, file: StagedFile) -> None:
         """Let go of what nobody was told of."""
-        await self.forget(file.token)
+        self._note(file)
+        await quietly(self.forget(file.token))
         over = RetargetRequest(file.token, is_over=True)
         for holder in file.holders:
             if holder != self._neighbors.me:
@@ -322,7 +332,9 @@ class Stager:
                 await self._pull(incoming, request)
                 if request.is_final:
                     path = self._drafts.path(incoming.draft)
-                    await self.keep(request.file, path, incoming.digests)
+                    file = replace(request.file, digest=incoming.digests.summary())
+                    await self._keep(file, path, incoming.digests)
+                    self._note(file)
         except BaseException:
             await self._drop_incoming(incoming)
             raise
@@ -371,7 +383,10 @@ class Stager:
                 continue
             if crc32c(piece.data) != piece.crc:
                 raise BlockCorrupt(f"piece {piece.number} of draft {incoming.draft}")
-            await asyncio.to_thread(_put, incoming, bytes(piece.data))
+            try:
+                await asyncio.to_thread(_put, incoming, bytes(piece.data))
+            except OSError as error:
+                raise StoreFull(f"drafts: {error.strerror}") from error
         if digests.size_bytes != request.stable_bytes:
             raise Unavailable(f"draft {incoming.draft} ended too early")
 
@@ -384,11 +399,15 @@ class Stager:
 
     # What is kept here
 
-    async def keep(self, file: StagedFile, path: Path, digests: Digests) -> None:
-        """Have a file durable here, and readable as blocks."""
-        self._store.held.add(self.version(file).id)
-        await self._staging.put(file.token, encode_staged(file), path)
-        self._note(file)
+    async def _keep(self, file: StagedFile, path: Path, digests: Digests) -> None:
+        """Have a file durable here, and readable as blocks; `StoreFull` if the disk is full."""
+        version = self.version(file)
+        self._store.held.add(version.id)
+        try:
+            await self._staging.put(file.token, encode_staged(file), path)
+        except BaseException:
+            self._store.held.discard(version.id)
+            raise
         await self._adopt(file, path, digests)
 
     async def _adopt(self, file: StagedFile, path: Path, digests: Digests) -> None:

@@ -1,6 +1,7 @@
 """Staged files on their way into the under-store, first in first out.
 
-The writer uploads what it has staged; when it is gone, the next holder that is there does.
+The writer uploads what it has staged; when it is gone, or has lost it, the next holder that is
+there does. Until then only the writer speaks of it: nobody else knows whether it was announced.
 Before each try the owner of the directory is asked whether it is still wanted, and what it
 replaces is looked at when it is published: so two that upload the same thing, or one that
 comes back after a newer file was written, undo nothing.
@@ -60,9 +61,16 @@ IDLE_RATIO = 9
 
 STALLED_S = 2.0
 MOVES_MAX = 16
+UNKNOWN = "?"
+"""For a tag: there may be something, under whatever tag."""
+
 PAUSE_S, PAUSE_MAX_S = 0.5, 30.0
 TAKEOVER_S = 3.0
 """For so long a writer must have been gone before somebody else uploads for it."""
+
+ASK_WRITERS_EVERY_S = 30.0
+OLD_S = 60.0
+"""For so long nobody doubts that a writer has what it had held elsewhere."""
 
 CALL_TIMEOUT_S = 60.0
 POLL_S = 0.1
@@ -79,7 +87,10 @@ class _Job:
     next_s: float = 0.0
     claimed_s: float = 0.0
     is_shown: bool = False
-    """Whether the under-store may have it by now."""
+    """Whether the under-store may have it at any moment, so that it can't be given up."""
+
+    may_be_there: bool = False
+    """Whether it has been so before, and nobody knows what came of it."""
 
     is_kept: bool = False
     """Whether it is about to go elsewhere, and nothing may begin."""
@@ -130,6 +141,8 @@ class Uploads:
         self._view: View | None = None
         self._jobs: dict[str, _Job] = {}
         self._gone_since_s: dict[str, float] = {}
+        self._lost: set[str] = set()
+        """Tokens that their writers do not have, though they are there."""
 
     async def run(self) -> None:
         """Upload what is staged here, for as long as this peer runs."""
@@ -180,14 +193,33 @@ class Uploads:
         claim_every_s = max(CLAIM_EVERY_S, len(files) / CLAIMS_PER_S)
         for file in files:
             job = self._jobs.setdefault(file.token, _Job(claimed_s=now_s))
-            if job.task is not None or job.is_kept or now_s < job.next_s:
+            is_free = job.task is None and not job.is_kept and now_s >= job.next_s
+            if not is_free or not self._is_mine(file):
                 continue
-            if uploading < AT_ONCE and self._is_mine(file):
+            if uploading < AT_ONCE:
                 uploading += 1
                 self._begin(self._upload, file, job, is_uploading=True)
             elif claiming < CLAIMS_AT_ONCE and now_s - job.claimed_s > claim_every_s:
                 claiming += 1
                 self._begin(self._claim, file, job, is_uploading=False)
+
+    async def ask_writers(self) -> None:
+        """Find what its writer has lost, for as long as this peer runs."""
+        while True:
+            await asyncio.sleep(ASK_WRITERS_EVERY_S)
+            old_s = self._wall_clock() - OLD_S
+            held: dict[str, set[str]] = {}
+            for file in self._stager.files.values():
+                if file.queued_s < old_s and file.holders[0] != self._neighbors.me:
+                    held.setdefault(file.holders[0], set()).add(file.token)
+            self._lost &= self._stager.files.keys()
+            for writer, tokens in held.items():
+                with suppress(MeshError):
+                    reply = await self._neighbors.ask(
+                        writer, UPLOADS, Nothing(), timeout_s=CALL_TIMEOUT_S
+                    )
+                    self._lost -= tokens
+                    self._lost |= tokens - {one.file.token for one in reply.waiting}
 
     def _begin(self, work: Work, file: StagedFile, job: _Job, *, is_uploading: bool) -> None:
         def end(task: asyncio.Task[None]) -> None:
@@ -203,7 +235,7 @@ class Uploads:
         for holder in file.holders:
             if holder == self._neighbors.me:
                 return True
-            if not self._is_gone(holder):
+            if not self._is_gone(holder) and file.token not in self._lost:
                 return False
         return False
 
@@ -229,7 +261,7 @@ class Uploads:
             log.info("staged file ended", path=now.path)
             await self._stager.forget(file.token)
             return None
-        now = replace(now, over=reply.over)
+        now = replace(now, over=reply.over, formers=reply.formers)
         if now != file:
             await self._stager.change(now)
         return now
@@ -252,7 +284,7 @@ class Uploads:
             return
         except Stale as error:
             log.error("conflict", path=file.path, reason=str(error))
-            await self._announcer.announce(Kept(file.path, None, 0.0))
+            await self._announcer.announce(Kept(file.path, None, 0.0), ended=file.token)
             with suppress(MeshError):
                 await self._catalog.stat(file.path, refresh=True)
         except MeshError as error:
@@ -281,15 +313,22 @@ class Uploads:
         reply = await self._announcer.claim(file)
         if reply.is_ended:
             raise _Ended(file.path)
-        job.is_shown = True
+        job.is_shown = job.may_be_there = True
         return reply.over
 
     async def _may_replace(self, file: StagedFile, found: Attributes) -> bool:
-        """Whether the mesh has put there what was met: another file that was staged before."""
+        """Whether the mesh has put there what was met: another file that was staged before.
+
+        What nobody heard of, because who put it there or whom he told died, is known by its
+        content: all of it is read once.
+        """
         reply = await self._announcer.claim(file)
         if reply.is_ended:
             raise _Ended(file.path)
-        return reply.over == found.tag
+        if reply.over == found.tag or not reply.formers:
+            return reply.over == found.tag
+        digests = await self._writer.digested(file.path, found)
+        return digests.summary() in reply.formers
 
     async def _end(self, file: StagedFile) -> None:
         """Let a file go, here and at its other holders."""
@@ -319,7 +358,8 @@ class Uploads:
                 await self._stager.forget(request.token)
             else:
                 await self._stager.change(replace(file, path=request.path, over=request.over))
-            return RetargetReply(file.over)
+            # What was about to be shown may be there, although nobody heard that it is.
+            return RetargetReply(file.over or (UNKNOWN if job.may_be_there else ""))
         finally:
             job.is_kept = False
             self._stager.added.set()

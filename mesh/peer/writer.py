@@ -383,7 +383,13 @@ class Writer:
             beside, source.read, source.may_replace, source.block_bytes, mode=request.mode
         )
         upload = await self._send_rest(replace(request, path=beside, over=""), place, out)
-        about = await upload.publish(over="")
+        try:
+            about = await upload.publish(over="")
+        except Stale as error:
+            found = await self._there(place)
+            if found is None or not await self._is_ours(place, found, out):
+                raise UnderStoreUnavailable(f"{beside}: can't be made") from error
+            about = found  # put there before, and nobody heard of it
         await self._known(beside, about, out)
         self._metrics.conflicts.inc()
         log.warning("conflict", path=request.path, kept_as=beside)
@@ -392,10 +398,20 @@ class Writer:
         """Whether what is there is what was sent: an answer may have been lost on its way."""
         if found.is_directory or found.size_bytes != out.digests.size_bytes:
             return False
-        there = Digests(out.block_bytes)
+        return (await self.digested(out.path, found)).is_same(out.digests)
+
+    async def digested(self, path: str, found: Attributes) -> Digests:
+        """Return the checksums of what the under-store has at a path; all of it is read."""
+        place = self._table.place(path)
+        there = Digests(place.settings.block_bytes)
+        rest = b""
         async for run in place.store.read(place.path, found, 0, found.size_bytes):
-            there.add(bytes(run))
-        return there.is_same(out.digests)
+            rest += bytes(run)
+            whole_bytes = len(rest) - len(rest) % PIECE_BYTES
+            await asyncio.to_thread(there.add, rest[:whole_bytes])
+            rest = rest[whole_bytes:]
+        await asyncio.to_thread(there.add, rest)
+        return there
 
     async def persist(
         self,

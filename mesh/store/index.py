@@ -25,6 +25,7 @@ have to read all of it for that, so a record has the CRCs of its grains of 64 Ki
 from __future__ import annotations
 
 import queue
+import shutil
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -48,7 +49,9 @@ from mesh.blocks import (
     version_of,
 )
 from mesh.clock import Clock, monotonic_s
+from mesh.errors import StoreFull
 from mesh.store.eviction import Rank
+from mesh.store.journal import Boot
 
 log = structlog.get_logger()
 
@@ -312,6 +315,25 @@ def open_index(directory: Path) -> Index:
     return Index(env, writable=True)
 
 
+def open_tables(directory: Path, boot: Boot) -> Index:
+    """Open the index of a store; a broken one is set aside with the bytes that it spoke of."""
+    for name in ("index", "data", "drafts", "staged"):
+        (directory / name).mkdir(mode=0o700, exist_ok=True)
+    try:
+        index = open_index(directory / "index")
+        index.usage()
+    except lmdb.Error as error:
+        log.warning("index rebuilt", reason=str(error), lost="all cached blocks")
+        for name in ("index", "data"):
+            shutil.rmtree(directory / name)
+            (directory / name).mkdir(mode=0o700)
+        index = open_index(directory / "index")
+    if index.trusted_since() is None or not boot.clean:
+        with index.env.begin(write=True) as txn:
+            index.trust_since(txn, boot.number << 40)
+    return index
+
+
 def read_index(directory: Path) -> Index:
     """Open the tables for reading in another process than the peer's."""
     env = lmdb.open(
@@ -328,8 +350,16 @@ def read_index(directory: Path) -> Index:
 class Writer:
     """The one thread that writes an LMDB environment, many operations a commit."""
 
-    def __init__(self, env: lmdb.Environment, *, clock: Clock = monotonic_s) -> None:
+    def __init__(
+        self,
+        env: lmdb.Environment,
+        *,
+        make_room: Callable[[], bool] = lambda: False,
+        clock: Clock = monotonic_s,
+    ) -> None:
+        """Commit what is submitted; on a full disk once more if *make_room* says that it did."""
         self._env = env
+        self._make_room = make_room
         self._clock = clock
         self._ops: queue.Queue[tuple[Callable[[Any], Any], Future[Any]] | None]
         self._ops = queue.Queue(QUEUED_OPS_MAX)
@@ -395,13 +425,21 @@ class Writer:
         # Who was cancelled before this is left out; who is from now on can't stop it, and
         # giving a result to a cancelled future would end this thread.
         batch = [(op, done) for op, done in batch if done.set_running_or_notify_cancel()]
-        results: list[Any] = []
         try:
-            with self._env.begin(write=True) as txn:
-                results.extend(op(txn) for op, _ in batch)
+            try:
+                results = self._committed(batch)
+            except lmdb.DiskError:
+                if not self._make_room():
+                    raise
+                results = self._committed(batch)
         except Exception as error:  # each submitter gets it; none of them was committed
+            is_disk = isinstance(error, lmdb.DiskError)
             for _, done in batch:
-                done.set_exception(error)
+                done.set_exception(StoreFull(f"index: {error}") if is_disk else error)
         else:
             for (_, done), result in zip(batch, results, strict=True):
                 done.set_result(result)
+
+    def _committed(self, batch: list[tuple[Callable[[Any], Any], Future[Any]]]) -> list[Any]:
+        with self._env.begin(write=True) as txn:
+            return [op(txn) for op, _ in batch]

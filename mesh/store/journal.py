@@ -26,6 +26,7 @@ import msgspec
 
 from mesh.blocks import MIB
 from mesh.errors import Unusable
+from mesh.store.spare import Spare
 
 SCHEMA = 2
 """Of the data directory. A newer one is refused. 2 names the path of each version, which
@@ -108,6 +109,9 @@ def _check_room(directory: Path) -> None:
     if not os.access(existing, os.W_OK | os.X_OK):
         raise Unusable(f"store.directory {directory} is not writable; give this user the right")
     free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < FREE_BYTES_MIN and (directory / "journal").exists():
+        Spare(directory).give()  # what is here can be read, and evicted, in any case
+        return
     if free_bytes < FREE_BYTES_MIN:
         raise Unusable(
             f"store.directory {directory}: the disk is full ({free_bytes // MIB} MiB free, "

@@ -1,10 +1,13 @@
-"""What people told this node and it must not forget: jobs and pins.
+"""What this node must not forget: jobs, pins, and what is staged.
 
-Two more tables of the journal's environment, both few and small; each commit is synced.
+More tables of the journal's environment; each commit is synced.
 
-    table   key                        value
-    jobs    number (u64, big-endian)   a job, as its owner packs it
-    pins    path in the mesh           a pin, as its owner packs it
+    table          key                        value
+    jobs           number (u64, big-endian)   a job, as its owner packs it
+    pins           path in the mesh           a pin, as its owner packs it
+    staged         token                      a staged file that is here
+    staged_names   directory key + name       a staged file of a directory that is owned here
+    ended          token + hash of a path     when it ended there, and where it went
 """
 
 from __future__ import annotations
@@ -16,14 +19,26 @@ from typing import TypeVar
 
 import lmdb
 
+from mesh.errors import StoreFull
+
 T = TypeVar("T")
 
 
 class Notes:
     """One table of small values; opened by `open_notes`."""
 
-    def __init__(self, env: lmdb.Environment, table: bytes, threads: Executor) -> None:
-        """Do what waits for the disk in *threads*, which end before *env* is closed."""
+    def __init__(
+        self,
+        env: lmdb.Environment,
+        table: bytes,
+        threads: Executor,
+        make_room: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Do what waits for the disk in *threads*, which end before *env* is closed.
+
+        On a full disk it is tried once more if *make_room* says that it did.
+        """
+        self._make_room = make_room
         self._env = env
         self._table = env.open_db(table)
         self._threads = threads
@@ -33,8 +48,22 @@ class Notes:
         return await self._in_thread(self._all)
 
     async def put(self, values: Mapping[bytes, bytes | None]) -> None:
-        """Keep these values, and forget those that are None; durable on return."""
-        await self._in_thread(lambda: self._put(values))
+        """Keep these values, and forget those that are None; durable on return.
+
+        Raises `StoreFull` when the disk is full.
+        """
+        await self._in_thread(lambda: self._put_in_room(values))
+
+    def _put_in_room(self, values: Mapping[bytes, bytes | None]) -> None:
+        try:
+            return self._put(values)
+        except lmdb.DiskError as error:
+            if not self._make_room():
+                raise StoreFull(f"journal: {error}") from error
+        try:
+            self._put(values)
+        except lmdb.DiskError as error:
+            raise StoreFull(f"journal: {error}") from error
 
     def _all(self) -> dict[bytes, bytes]:
         with self._env.begin(db=self._table) as txn:

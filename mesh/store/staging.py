@@ -18,6 +18,7 @@ from pathlib import Path
 
 import structlog
 
+from mesh.errors import StoreFull
 from mesh.store.drafts import check_token, read_part
 from mesh.store.notes import Notes
 
@@ -51,8 +52,14 @@ class Staging:
         return {token: record for token, record in records.items() if token in here}
 
     async def put(self, token: str, record: bytes, source: Path) -> None:
-        """Keep a file, durable on return; *source* is another name that it has."""
-        await asyncio.to_thread(self._link, self.path(token), source)
+        """Keep a file, durable on return; *source* is another name that it has.
+
+        Raises `StoreFull` when the disk is full, or fails.
+        """
+        try:
+            await asyncio.to_thread(self._link, self.path(token), source)
+        except OSError as error:
+            raise StoreFull(f"staged: {error.strerror}") from error
         await self._notes.put({token.encode(): record})
 
     async def change(self, token: str, record: bytes) -> None:

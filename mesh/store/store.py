@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-import lmdb
 import structlog
 from crc32c import crc32c
 
@@ -39,15 +38,17 @@ from mesh.store.entries import Entries
 from mesh.store.entry_store import EntryStore
 from mesh.store.eviction import Candidate, Room, victims
 from mesh.store.extents import Extents
-from mesh.store.index import BlockRecord, FileRecord, Index, Writer, grain_crcs, open_index
+from mesh.store.index import BlockRecord, FileRecord, Index, Writer, grain_crcs, open_tables
 from mesh.store.journal import Claim, claim
 from mesh.store.notes import Notes
+from mesh.store.spare import Spare
 
 log = structlog.get_logger()
 
 DISK_THREADS = 8
 DROPPED_TOGETHER = 256
 TOUCHED_MAX = 4096
+LOOK_EVERY_S = 1.0
 PINS_IN_THE_WAY_S = 1.0
 """So long nothing more is evicted after pins left too little to evict."""
 
@@ -88,13 +89,13 @@ class BlockStore:
         self.extents = Extents(settings.directory / "data")
         self.block_count, self.used_bytes = index.usage()
         self._settings = settings
-        self._writer = Writer(index.env)
+        self.spare = Spare(taken.directory)
+        self._writer = Writer(index.env, make_room=self.spare.give)
         self.entries = EntryStore(Entries(index.env, writable=True), self._writer, clock)
-        self.jobs = Notes(taken.env, b"jobs", threads)
-        self.pins = Notes(taken.env, b"pins", threads)
-        self.staged = Notes(taken.env, b"staged", threads)
-        self.staged_names = Notes(taken.env, b"staged_names", threads)
-        self.ended = Notes(taken.env, b"ended", threads)
+        notes = partial(Notes, taken.env, threads=threads, make_room=self.spare.give)
+        self.jobs, self.pins = notes(b"jobs"), notes(b"pins")
+        self.staged, self.staged_names = notes(b"staged"), notes(b"staged_names")
+        self.ended = notes(b"ended")
         self.is_pinned: Callable[[FileRecord], bool] = lambda record: False
         """Asked in a thread; what it says yes to is not evicted."""
 
@@ -317,9 +318,18 @@ class BlockStore:
     async def keep_room(self) -> None:
         """Evict whenever a watermark is crossed, for as long as the peer runs."""
         while True:
-            await self._crowded.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):  # others fill the disk as well
+                    await self._crowded.wait()
             self._crowded.clear()
-            await self.evict()
+            if not self.room().excess_bytes():
+                continue
+            try:
+                await self.evict()
+                await self._in_thread(self.spare.take)
+            except (StoreFull, OSError) as error:
+                log.warning("not evicted", reason=str(error))
+                await asyncio.sleep(LOOK_EVERY_S)
 
     async def evict(self) -> None:
         """Drop blocks until the lower watermark is reached or none can go."""
@@ -451,8 +461,9 @@ async def open_store(
         threads, partial(claim, settings.directory, cluster=cluster, peer_id=peer_id)
     )
     try:
-        index = await loop.run_in_executor(threads, _open_tables, taken)
+        index = await loop.run_in_executor(threads, open_tables, taken.directory, taken.boot)
         store = BlockStore(settings, taken, index, threads, metrics or Metrics(), clock)
+        await loop.run_in_executor(threads, store.spare.take)
         if not taken.boot.clean:
             await loop.run_in_executor(threads, _sweep, store)
         try:
@@ -465,27 +476,6 @@ async def open_store(
         raise
     threads.shutdown()
     taken.release()
-
-
-def _open_tables(taken: Claim) -> Index:
-    """Open the index; a broken one is set aside with the bytes that it spoke of."""
-    directory = taken.directory
-    for name in ("index", "data", "drafts", "staged"):
-        (directory / name).mkdir(mode=0o700, exist_ok=True)
-    try:
-        index = open_index(directory / "index")
-        index.usage()
-    except lmdb.Error as error:
-        log.warning("index rebuilt", reason=str(error), lost="all cached blocks")
-        for name in ("index", "data"):
-            shutil.rmtree(directory / name)
-            (directory / name).mkdir(mode=0o700)
-        index = open_index(directory / "index")
-    first_stamp = taken.boot.number << 40
-    if index.trusted_since() is None or not taken.boot.clean:
-        with index.env.begin(write=True) as txn:
-            index.trust_since(txn, first_stamp)
-    return index
 
 
 def _sweep(store: BlockStore) -> None:

@@ -82,6 +82,12 @@ class StagedFile:
     mtime_ns: int
     holders: tuple[str, ...]
     queued_s: float
+    digest: bytes = b""
+    """Of its size and the CRCs of its pieces."""
+
+    formers: tuple[bytes, ...] = ()
+    """Digests of what was staged at its path before, and may have been persisted since: the
+    mesh's own, although nobody heard what the under-store calls it."""
 
     @property
     def attributes(self) -> Attributes:
@@ -109,6 +115,8 @@ class AssertReply:
     over: str = ""
     path: str = ""
     """Where it went, if it was renamed while the holder did not hear of it."""
+
+    formers: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +183,7 @@ class AnnounceRequest:
     is_copy: bool = False
     is_persisted: bool = False
     moved_to: str = ""
+    ended: str = ""
 
 
 def _decode_grow(data: bytes) -> GrowRequest:
@@ -254,6 +263,7 @@ def _encode_announce(value: AnnounceRequest) -> bytes:
         is_copy=value.is_copy,
         is_persisted=value.is_persisted,
         moved_to=path_bytes(value.moved_to),
+        ended=value.ended,
     ).SerializeToString()
 
 
@@ -266,6 +276,7 @@ def _decode_announce(data: bytes) -> AnnounceRequest:
         value.is_copy,
         value.is_persisted,
         path_text(value.moved_to),
+        value.ended,
     )
 
 
@@ -279,6 +290,8 @@ def staged_to(value: StagedFile) -> pb.StagedFile:
         mtime_ns=value.mtime_ns,
         holders=value.holders,
         queued_s=value.queued_s,
+        digest=value.digest,
+        formers=value.formers,
     )
 
 
@@ -292,6 +305,8 @@ def staged_of(value: pb.StagedFile) -> StagedFile:
         value.mtime_ns,
         tuple(value.holders),
         value.queued_s,
+        value.digest,
+        tuple(value.formers),
     )
 
 
@@ -306,7 +321,7 @@ def decode_staged(data: bytes) -> StagedFile:
 
 def _decode_asserted(data: bytes) -> AssertReply:
     value = pb.AssertReply.FromString(data)
-    return AssertReply(value.is_ended, value.over, path_text(value.path))
+    return AssertReply(value.is_ended, value.over, path_text(value.path), tuple(value.formers))
 
 
 def _encode_hold(value: HoldRequest) -> bytes:
@@ -405,7 +420,7 @@ ASSERT: Method[StagedFile, AssertReply] = Method(
     encode_staged,
     decode_staged,
     lambda a: pb.AssertReply(
-        is_ended=a.is_ended, over=a.over, path=path_bytes(a.path)
+        is_ended=a.is_ended, over=a.over, path=path_bytes(a.path), formers=a.formers
     ).SerializeToString(),
     _decode_asserted,
 )

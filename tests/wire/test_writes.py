@@ -57,6 +57,8 @@ staged = st.builds(
     st.integers(-(2**40), 2**62),
     st.lists(texts, max_size=3).map(tuple),
     st.floats(0, 1e10),
+    st.binary(max_size=16),
+    st.lists(st.binary(min_size=16, max_size=16), max_size=3).map(tuple),
 )
 waiting = st.builds(
     w.UploadsReply,
@@ -101,6 +103,7 @@ REQUESTS: list[tuple[Method[Any, Any], st.SearchStrategy[object]]] = [
             st.booleans(),
             st.booleans(),
             paths,
+            tokens,
         ),
     ),
     (w.ASSERT, staged),
@@ -118,7 +121,16 @@ REPLIES: list[tuple[Method[Any, Any], st.SearchStrategy[object]]] = [
     (w.RETIRE, st.just(Nothing())),
     (w.ALTER, st.builds(w.AlterReply, replies | st.none(), st.booleans())),
     (w.ANNOUNCE, st.just(Nothing())),
-    (w.ASSERT, st.builds(w.AssertReply, st.booleans(), texts, paths)),
+    (
+        w.ASSERT,
+        st.builds(
+            w.AssertReply,
+            st.booleans(),
+            texts,
+            paths,
+            st.lists(st.binary(max_size=16), max_size=3).map(tuple),
+        ),
+    ),
     (w.HOLD, st.just(Nothing())),
     (w.RETARGET, st.builds(w.RetargetReply, texts)),
     (w.UPLOADS, waiting),
@@ -128,7 +140,7 @@ REPLIES: list[tuple[Method[Any, Any], st.SearchStrategy[object]]] = [
 
 FILE = version_of(source="s3://b", path="p", size_bytes=7, tag="mesh-1=2", block_bytes=65536)
 ABOUT = Attributes(is_directory=True, size_bytes=7, mtime_ns=8, tag="mesh-1=2", mode=0o640)
-STAGED = w.StagedFile("t", "p", 5, "over", 0o640, 7, ("a", "b"), 1.5)
+STAGED = w.StagedFile("t", "p", 5, "over", 0o640, 7, ("a", "b"), 1.5, b"d", (b"e", b"f"))
 FULL: list[tuple[Method[Any, Any], Any]] = [
     (w.GROW, w.GrowRequest("d", "p", 5, 0o640)),
     (w.PUBLISH, w.PublishRequest("d", "p", 5, "t", True, True, 0o640, True)),
@@ -137,7 +149,7 @@ FULL: list[tuple[Method[Any, Any], Any]] = [
     (
         w.ANNOUNCE,
         w.AnnounceRequest(
-            "me", (Kept("p", ABOUT, 1.5), Kept("q", None, 0.5)), (STAGED,), True, True, "r"
+            "me", (Kept("p", ABOUT, 1.5), Kept("q", None, 0.5)), (STAGED,), True, True, "r", "t"
         ),
     ),
     (w.ASSERT, STAGED),
@@ -166,7 +178,7 @@ def test_no_field_of_a_request_is_left_behind(method: Method[Any, Any], request_
 def test_no_field_of_a_reply_is_left_behind() -> None:
     waiting_ = w.UploadsReply((w.Waiting(STAGED, "me", 5, 2, "away", 1.5),))
     assert w.UPLOADS.decode_reply(w.UPLOADS.encode_reply(waiting_)) == waiting_
-    asserted = w.AssertReply(True, "over", "p")
+    asserted = w.AssertReply(True, "over", "p", (b"e",))
     assert w.ASSERT.decode_reply(w.ASSERT.encode_reply(asserted)) == asserted
     found = StatReply(ABOUT, FILE, True, 1.5, 2.5)
     assert w.PUBLISH.decode_reply(w.PUBLISH.encode_reply(found)) == found

@@ -36,6 +36,8 @@ class StagedFile(_message.Message):
     MTIME_NS_FIELD_NUMBER: _builtins.int
     HOLDERS_FIELD_NUMBER: _builtins.int
     QUEUED_S_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    FORMERS_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     path: _builtins.bytes
     size_bytes: _builtins.int
@@ -45,9 +47,15 @@ class StagedFile(_message.Message):
     mtime_ns: _builtins.int
     queued_s: _builtins.float
     """Wall clock, in seconds."""
+    digest: _builtins.bytes
+    """Of its size and the CRCs of its pieces; 16 bytes."""
     @_builtins.property
     def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Peers that have it on disk; the first one has written it."""
+
+    @_builtins.property
+    def formers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Digests of what was staged at its path before, and may have been persisted since."""
 
     def __init__(
         self,
@@ -60,10 +68,12 @@ class StagedFile(_message.Message):
         mtime_ns: _builtins.int = ...,
         holders: _abc.Iterable[_builtins.str] | None = ...,
         queued_s: _builtins.float = ...,
+        digest: _builtins.bytes = ...,
+        formers: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["holders", b"holders", "mode", b"mode", "mtime_ns", b"mtime_ns", "over", b"over", "path", b"path", "queued_s", b"queued_s", "size_bytes", b"size_bytes", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "formers", b"formers", "holders", b"holders", "mode", b"mode", "mtime_ns", b"mtime_ns", "over", b"over", "path", b"path", "queued_s", b"queued_s", "size_bytes", b"size_bytes", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -117,22 +127,28 @@ class AssertReply(_message.Message):
     IS_ENDED_FIELD_NUMBER: _builtins.int
     OVER_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
+    FORMERS_FIELD_NUMBER: _builtins.int
     is_ended: _builtins.bool
     """It is persisted, replaced or removed: the holder may let it go."""
     over: _builtins.str
     """What it is to replace, as far as the owner knows."""
     path: _builtins.bytes
     """Where it went, if it was renamed and the holder did not hear of it."""
+    @_builtins.property
+    def formers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """See StagedFile."""
+
     def __init__(
         self,
         *,
         is_ended: _builtins.bool = ...,
         over: _builtins.str = ...,
         path: _builtins.bytes = ...,
+        formers: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_ended", b"is_ended", "over", b"over", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["formers", b"formers", "is_ended", b"is_ended", "over", b"over", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -593,13 +609,16 @@ class AnnounceRequest(_message.Message):
     IS_COPY_FIELD_NUMBER: _builtins.int
     IS_PERSISTED_FIELD_NUMBER: _builtins.int
     MOVED_TO_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
     asker: _builtins.str
     is_copy: _builtins.bool
     """Another owner tells who must know."""
     is_persisted: _builtins.bool
     """The under-store has now what was staged."""
     moved_to: _builtins.bytes
-    """What is removed here is under another name."""
+    """What is removed here is under that name now."""
+    ended: _builtins.str
+    """Only if it is this token that is staged there."""
     @_builtins.property
     def kept(self) -> _containers.RepeatedCompositeFieldContainer[_mesh_pb2.Kept]: ...
     @_builtins.property
@@ -615,10 +634,11 @@ class AnnounceRequest(_message.Message):
         is_copy: _builtins.bool = ...,
         is_persisted: _builtins.bool = ...,
         moved_to: _builtins.bytes = ...,
+        ended: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["asker", b"asker", "is_copy", b"is_copy", "is_persisted", b"is_persisted", "kept", b"kept", "moved_to", b"moved_to", "staged", b"staged"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asker", b"asker", "ended", b"ended", "is_copy", b"is_copy", "is_persisted", b"is_persisted", "kept", b"kept", "moved_to", b"moved_to", "staged", b"staged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
