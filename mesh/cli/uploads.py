@@ -18,7 +18,7 @@ from mesh.cli.figures import NOTHING, duration_shown, percent_shown, size_shown,
 from mesh.cli.info import mesh_mountpoints, path_in_mesh
 from mesh.cli.quantities import parse_seconds
 from mesh.wire.messages import Nothing
-from mesh.wire.writes import ALL_UPLOADS, FLUSH, FlushRequest, Waiting
+from mesh.wire.staged import ALL_UPLOADS, FLUSH, FlushRequest, Waiting
 
 GRACE_S = 10.0
 

@@ -42,14 +42,8 @@ from mesh.peer.uploads import UNKNOWN, Uploads
 from mesh.peer.writer import PAUSE_MAX_S, PAUSE_S, PUBLISH_S, writable_place
 from mesh.understore.table import MountTable, Place, plain
 from mesh.wire.messages import Kept, StatReply
-from mesh.wire.writes import (
-    AlterReply,
-    AlterRequest,
-    FlushRequest,
-    RetargetRequest,
-    StagedFile,
-    Verb,
-)
+from mesh.wire.staged import FlushRequest, RetargetRequest, StagedFile
+from mesh.wire.writes import AlterReply, AlterRequest, Verb
 
 FLUSH_S = 300.0
 

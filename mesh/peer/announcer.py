@@ -22,7 +22,8 @@ from mesh.peer.shards import Shards
 from mesh.store.entry_store import Changes, EntryStore
 from mesh.understore.table import MountTable, plain
 from mesh.wire.messages import Change, Kept, Nothing
-from mesh.wire.writes import AnnounceRequest, AssertReply, StagedFile
+from mesh.wire.staged import AssertReply, AssertRequest, StagedFile
+from mesh.wire.writes import AnnounceRequest
 
 
 class Announcer:
@@ -139,10 +140,10 @@ class Announcer:
         spot = spot_of(self._table, plain(one.path))
         if request.is_persisted and one.attributes is not None:
             await self._overlay.end(token_of(one.attributes.tag), one.path)
-        if not self._overlay.has(spot.directory, spot.name):
-            return True
         if request.ended and not self._overlay.is_of(spot.directory, spot.name, request.ended):
             return False
+        if not self._overlay.has(spot.directory, spot.name):
+            return True
         if request.is_persisted and one.attributes is not None:
             return await self._overlay.persisted(one.path, one.attributes)
         await self._overlay.forget(spot.directory, spot.name, moved_to=request.moved_to)
@@ -161,27 +162,34 @@ class Announcer:
 
     # Staged files, again and again
 
-    async def claim(self, file: StagedFile) -> AssertReply:
-        """Ask an owner whether a staged file is still wanted; raises if none answers."""
+    async def claim(self, file: StagedFile, *, is_doubted: bool = False) -> AssertReply:
+        """Ask an owner whether a staged file is still wanted; raises if none answers.
+
+        What *is_doubted* has ended if the owner never heard of it.
+        """
+        request = AssertRequest(file, is_doubted)
         directory = spot_of(self._table, file.path).directory
         nearer = self._shards.nearer(directory)
         if nearer:
             with suppress(Unavailable):
-                return await self._shards.in_order(nearer, lambda p: self._shards.claim(p, file))
-        return await self.claimed(file)
+                return await self._shards.in_order(nearer, lambda p: self._shards.claim(p, request))
+        return await self.claimed(request)
 
-    async def claimed(self, file: StagedFile) -> AssertReply:
+    async def claimed(self, request: AssertRequest) -> AssertReply:
         """Answer a holder as an owner, who may have come to the directory just now.
 
         Of a file that the owner has never heard of nobody knows whether it is newer than what
         was persisted meanwhile: it replaces what its writer saw, or goes beside.
         """
+        file = request.file
         spot = spot_of(self._table, file.path)
         record, _ = self._entries.look(spot.directory, spot.name)
         about = None if record is None else record.attributes
         if about and token_of(about.tag) == file.token and not is_staged(about.tag):
             return AssertReply(is_ended=True)
         was_known = self._overlay.has(spot.directory, spot.name)
+        if request.is_doubted and not self._overlay.knows(file):
+            return AssertReply(is_ended=True)
         kept = await self._overlay.claim(file)
         if kept is None:
             return AssertReply(is_ended=True)

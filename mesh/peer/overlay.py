@@ -19,7 +19,7 @@ from mesh.store.entries import directory_key, split
 from mesh.store.notes import Notes
 from mesh.understore.table import MountTable
 from mesh.wire.basics import path_bytes, path_text
-from mesh.wire.writes import StagedFile, decode_staged, encode_staged
+from mesh.wire.staged import StagedFile, decode_staged, encode_staged
 
 BELIEVED_S = 120.0
 """After so long without a word of its holders, though one of them is there, it is not."""
@@ -91,6 +91,12 @@ class Overlay:
 
     def has(self, directory: bytes, name: str) -> bool:
         return name in self._known.get(directory, ())
+
+    def knows(self, file: StagedFile) -> bool:
+        """Whether it was ever heard of, at its path."""
+        directory, name = self._spot(file.path)
+        is_ended = _end_key(file.token, file.path) in self._ended
+        return is_ended or self.is_of(directory, name, file.token)
 
     def is_of(self, directory: bytes, name: str, token: str) -> bool:
         """Whether it is that file which is staged under a name."""

@@ -40,7 +40,7 @@ from mesh.understore.understore import UnderStore, UnderStoreSettings
 from mesh.wire.channels import Channels, TlsSettings
 from mesh.wire.local import mount_socket
 from mesh.wire.passport import Passport
-from mesh.wire.writes import PULL
+from mesh.wire.staged import PULL
 
 log = structlog.get_logger()
 
@@ -222,7 +222,7 @@ async def _running(
         "tidy": partial(tidy, store.entries, shards),
         "sweep": scribe.writer.sweep,
         "uploads": scribe.uploads.run,
-        "lost": scribe.uploads.ask_writers,
+        "doubts": scribe.uploads.doubts.run,
     }
     for name, work in works.items():
         tasks.create_task(_steadily(name, work), name=name)

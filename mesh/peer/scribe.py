@@ -26,20 +26,8 @@ from mesh.store.staging import Staging
 from mesh.store.store import BlockStore
 from mesh.understore.table import MountTable
 from mesh.wire.local import Handler as LocalHandler
-from mesh.wire.writes import (
-    ALL_UPLOADS,
-    ALTER,
-    ANNOUNCE,
-    ASSERT,
-    FLUSH,
-    GROW,
-    HOLD,
-    PUBLISH,
-    RETARGET,
-    RETIRE,
-    TURN,
-    UPLOADS,
-)
+from mesh.wire.staged import ALL_UPLOADS, ASSERT, FLUSH, HAVE, HOLD, RETARGET, UPLOADS
+from mesh.wire.writes import ALTER, ANNOUNCE, GROW, PUBLISH, RETIRE, TURN
 
 
 class Scribe:
@@ -120,6 +108,7 @@ class Scribe:
             (ANNOUNCE, self._announcer.take, False),
             (TURN, self._turns.take, False),
             (ASSERT, self._announcer.claimed, False),
+            (HAVE, self.stager.have, False),
             (HOLD, self.stager.hold, False),
             (RETARGET, self.uploads.retargeted, False),
             (UPLOADS, self.uploads.waiting, False),

@@ -28,15 +28,8 @@ from mesh.wire.messages import (
     LookupRequest,
     StatReply,
 )
-from mesh.wire.writes import (
-    ANNOUNCE,
-    ASSERT,
-    TURN,
-    AnnounceRequest,
-    AssertReply,
-    StagedFile,
-    TurnRequest,
-)
+from mesh.wire.staged import ASSERT, AssertReply, AssertRequest
+from mesh.wire.writes import ANNOUNCE, TURN, AnnounceRequest, TurnRequest
 
 log = structlog.get_logger()
 
@@ -191,9 +184,9 @@ class Shards:
         """Have the turn at a path, or give it back."""
         await self._neighbors.ask(peer, TURN, request, timeout_s=ANSWER_TIMEOUT_S)
 
-    async def claim(self, peer: str, file: StagedFile) -> AssertReply:
+    async def claim(self, peer: str, request: AssertRequest) -> AssertReply:
         """Ask an owner whether a staged file is still wanted."""
-        return await self._neighbors.ask(peer, ASSERT, file, timeout_s=ANSWER_TIMEOUT_S)
+        return await self._neighbors.ask(peer, ASSERT, request, timeout_s=ANSWER_TIMEOUT_S)
 
     async def keep(self, peer: str, request: KeepRequest) -> None:
         """Have the second owner keep what this one has learned."""

@@ -27,7 +27,7 @@ from mesh.clock import Clock, monotonic_s
 from mesh.errors import BlockCorrupt, Exists, MeshError, NotFound, StoreFull, Unavailable
 from mesh.membership.view import State
 from mesh.metrics import Metrics
-from mesh.paths import spot_of
+from mesh.paths import Spot, spot_of
 from mesh.peer.announcer import Announcer
 from mesh.peer.neighbors import RingNeighbors
 from mesh.peer.once import quietly
@@ -38,19 +38,20 @@ from mesh.store.staging import Staging
 from mesh.store.store import BlockStore
 from mesh.understore.table import MountTable
 from mesh.wire.messages import Nothing, Piece, StatReply
-from mesh.wire.writes import (
+from mesh.wire.staged import (
     HOLD,
     PULL,
     RETARGET,
-    GrowRequest,
+    HaveReply,
+    HaveRequest,
     HoldRequest,
-    PublishRequest,
     PullRequest,
     RetargetRequest,
     StagedFile,
     decode_staged,
     encode_staged,
 )
+from mesh.wire.writes import GrowRequest, PublishRequest
 
 log = structlog.get_logger()
 
@@ -117,6 +118,9 @@ class Stager:
         self.files: dict[str, StagedFile] = {}
         self.staged_bytes = 0
         self.added = asyncio.Event()
+        self._pending: set[str] = set()
+        """Tokens of files whose owners are about to hear of them."""
+
         self._store = store
         self._staging = staging
         self._drafts = drafts
@@ -208,8 +212,18 @@ class Stager:
             holders=(self._neighbors.me,),
             queued_s=now_s,
         )
+        self._pending.add(file.token)
+        try:
+            return await self._publish(request, file, path, spot, copies)
+        finally:
+            self._pending.discard(file.token)
+
+    async def _publish(
+        self, request: PublishRequest, file: StagedFile, path: Path, spot: Spot, copies: int
+    ) -> StatReply | None:
+        block_bytes = spot.place.settings.block_bytes
         digested = asyncio.create_task(
-            asyncio.to_thread(_digested, path, request.size_bytes, spot.place.settings.block_bytes),
+            asyncio.to_thread(_digested, path, request.size_bytes, block_bytes),
             name=f"digest {file.path}",
         )
         try:
@@ -240,6 +254,13 @@ class Stager:
         reply = spot.reply(file.attributes, known_s=0.0, fresh_s=spot.place.settings.max_age_s)
         self.added.set()
         return reply
+
+    async def have(self, request: HaveRequest) -> HaveReply:
+        """Say which files are here, for holders who wonder."""
+        return HaveReply(
+            tuple(token for token in request.tokens if token in self.files),
+            tuple(token for token in request.tokens if token in self._pending),
+        )
 
     async def _take_back(self, file: StagedFile) -> None:
         """Let go of what nobody was told of."""

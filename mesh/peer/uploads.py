@@ -27,6 +27,7 @@ from mesh.membership.view import State, View
 from mesh.metrics import Metrics
 from mesh.peer.announcer import Announcer
 from mesh.peer.catalog import Catalog
+from mesh.peer.doubts import Doubts
 from mesh.peer.neighbors import RingNeighbors
 from mesh.peer.once import quietly
 from mesh.peer.stager import Stager
@@ -35,7 +36,7 @@ from mesh.peer.writer import Writer
 from mesh.store.staging import Staging
 from mesh.understore.table import MountTable, plain
 from mesh.wire.messages import Kept, Nothing
-from mesh.wire.writes import (
+from mesh.wire.staged import (
     RETARGET,
     UPLOADS,
     FlushReply,
@@ -67,10 +68,6 @@ UNKNOWN = "?"
 PAUSE_S, PAUSE_MAX_S = 0.5, 30.0
 TAKEOVER_S = 3.0
 """For so long a writer must have been gone before somebody else uploads for it."""
-
-ASK_WRITERS_EVERY_S = 30.0
-OLD_S = 60.0
-"""For so long nobody doubts that a writer has what it had held elsewhere."""
 
 CALL_TIMEOUT_S = 60.0
 POLL_S = 0.1
@@ -141,8 +138,7 @@ class Uploads:
         self._view: View | None = None
         self._jobs: dict[str, _Job] = {}
         self._gone_since_s: dict[str, float] = {}
-        self._lost: set[str] = set()
-        """Tokens that their writers do not have, though they are there."""
+        self.doubts = Doubts(stager, neighbors, clock)
 
     async def run(self) -> None:
         """Upload what is staged here, for as long as this peer runs."""
@@ -203,24 +199,6 @@ class Uploads:
                 claiming += 1
                 self._begin(self._claim, file, job, is_uploading=False)
 
-    async def ask_writers(self) -> None:
-        """Find what its writer has lost, for as long as this peer runs."""
-        while True:
-            await asyncio.sleep(ASK_WRITERS_EVERY_S)
-            old_s = self._wall_clock() - OLD_S
-            held: dict[str, set[str]] = {}
-            for file in self._stager.files.values():
-                if file.queued_s < old_s and file.holders[0] != self._neighbors.me:
-                    held.setdefault(file.holders[0], set()).add(file.token)
-            self._lost &= self._stager.files.keys()
-            for writer, tokens in held.items():
-                with suppress(MeshError):
-                    reply = await self._neighbors.ask(
-                        writer, UPLOADS, Nothing(), timeout_s=CALL_TIMEOUT_S
-                    )
-                    self._lost -= tokens
-                    self._lost |= tokens - {one.file.token for one in reply.waiting}
-
     def _begin(self, work: Work, file: StagedFile, job: _Job, *, is_uploading: bool) -> None:
         def end(task: asyncio.Task[None]) -> None:
             job.task = None
@@ -235,7 +213,7 @@ class Uploads:
         for holder in file.holders:
             if holder == self._neighbors.me:
                 return True
-            if not self._is_gone(holder) and file.token not in self._lost:
+            if not self._is_gone(holder) and file.token not in self.doubts.lost:
                 return False
         return False
 
@@ -251,15 +229,20 @@ class Uploads:
     async def _claim(self, file: StagedFile, job: _Job) -> StagedFile | None:
         """Ask whether a file is still wanted, and where; let it go if not."""
         now = file
+        if file.moved_from:
+            # Who has renamed it may have ended before he said so.
+            gone = Kept(file.moved_from, None, 0.0)
+            await self._announcer.announce(gone, moved_to=file.path, ended=file.token)
+            now = replace(file, moved_from="")
         for _ in range(MOVES_MAX):
-            reply = await self._announcer.claim(now)
+            reply = await self._announcer.claim(now, is_doubted=file.token in self.doubts.lost)
             if not reply.path:
                 break
-            now = replace(now, path=reply.path, over="")
+            now = replace(now, path=reply.path, over="", formers=())
         job.claimed_s = self._clock()
         if reply.is_ended:
             log.info("staged file ended", path=now.path)
-            await self._stager.forget(file.token)
+            await self._end(file)
             return None
         now = replace(now, over=reply.over, formers=reply.formers)
         if now != file:
@@ -280,7 +263,7 @@ class Uploads:
                 lambda over: self._is_wanted(file, job),
             )
         except _Ended:
-            await self._stager.forget(file.token)
+            await self._end(file)
             return
         except Stale as error:
             log.error("conflict", path=file.path, reason=str(error))
@@ -357,7 +340,8 @@ class Uploads:
             if request.is_over:
                 await self._stager.forget(request.token)
             else:
-                await self._stager.change(replace(file, path=request.path, over=request.over))
+                new = replace(file, path=request.path, over=request.over, moved_from=file.path)
+                await self._stager.change(replace(new, formers=()))
             # What was about to be shown may be there, although nobody heard that it is.
             return RetargetReply(file.over or (UNKNOWN if job.may_be_there else ""))
         finally:

@@ -54,7 +54,8 @@ from mesh.store.eviction import Rank
 from mesh.understore.table import MountTable, Place, plain
 from mesh.understore.writable import Upload
 from mesh.wire.messages import Kept, Nothing, StatReply
-from mesh.wire.writes import GrowRequest, PublishRequest, RetireRequest, StagedFile
+from mesh.wire.staged import StagedFile
+from mesh.wire.writes import GrowRequest, PublishRequest, RetireRequest
 
 log = structlog.get_logger()
 

@@ -108,10 +108,20 @@ class Cluster:
             under_stores=self._stores,
         )
         async with open_client(settings) as client:
-            peer = self.peers.get(name)
-            if peer is not None:
-                client.here.share(peer.store.index, peer.store.extents)
+            if name in self.peers:
+                self.share(client, name)
             yield client
+
+    def share(self, client: MeshClient, name: str) -> None:
+        """Have a client read the store of the running peer of its host.
+
+        All of it is taken from there: a table that is opened while the peer writes to the
+        same environment waits for it with the interpreter's lock held, for ever.
+        """
+        store, here = self.peers[name].store, client.here
+        here.close()
+        here._index, here._is_ours = store.index, False
+        here._entries, here.extents = store.entries.tables, store.extents
 
 
 @asynccontextmanager

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from mesh.blocks import MIB, holders_of, is_staged
-from mesh.errors import Exists, NotFound, UnderStoreUnavailable
+from mesh.errors import Exists, NotFound, StoreFull, UnderStoreUnavailable
 from mesh.metrics import total
-from mesh.peer import alterations, stager, uploads, writer
+from mesh.peer import alterations, doubts, stager, uploads, writer
 from mesh.peer.scribe import Scribe
 from mesh.peer.stager import Stager
 from mesh.peer.uploads import Uploads
@@ -20,7 +20,8 @@ from mesh.testing.cluster import Cluster, running_cluster
 from mesh.testing.memory import MemoryUnderStore
 from mesh.understore.understore import Durability
 from mesh.wire.messages import Nothing
-from mesh.wire.writes import AlterRequest, FlushRequest, RetargetReply, RetargetRequest, Verb
+from mesh.wire.staged import FlushRequest, RetargetReply, RetargetRequest, StagedFile
+from mesh.wire.writes import AlterRequest, Verb
 from tests.writers import DATA, NAMES, PATH, Host, host_of, until
 
 OTHER = "models/other.bin"
@@ -33,6 +34,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "CLAIM_EVERY_S", 0.3)
     monkeypatch.setattr(uploads, "LOOK_EVERY_S", 0.1)
     monkeypatch.setattr(uploads, "PAUSE_S", 0.05)
+    monkeypatch.setattr(doubts, "ASK_EVERY_S", 0.2)
     for module in (writer, alterations):
         monkeypatch.setattr(module, "PUBLISH_S", 1.0)
 
@@ -182,6 +184,80 @@ async def test_the_next_holder_uploads_for_a_writer_that_is_gone(tmp_path: Path)
         await mesh.cluster.start("a")
         await until(lambda: not mesh.stager("a").files)
         assert mesh.store.tags[PATH] == 1  # it was not sent again
+
+
+async def test_what_was_held_and_never_announced_is_seen_by_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ended(*about: object) -> None:
+        raise StoreFull("the writer ends here")
+
+    async def not_taken_back(file: StagedFile) -> None:
+        return
+
+    async with staged(tmp_path, is_away=False) as mesh:
+        with monkeypatch.context() as patch:
+            patch.setattr(mesh.stager("a"), "_keep", ended)
+            patch.setattr(mesh.stager("a"), "_take_back", not_taken_back)
+            patch.setattr(mesh.scribe("a").writer, "_published", ended)
+            with pytest.raises(StoreFull):
+                await mesh.a.put(DATA)
+        holder = next(name for name in ("b", "c") if mesh.stager(name).files)
+        await mesh.a.put(b"written anew")
+        await mesh.flush()
+        await until(lambda: not mesh.stager(holder).files)
+        assert await mesh.c.read() == b"written anew"
+        assert mesh.store.files == {"models/old": b"", PATH: b"written anew"}
+        assert await mesh.b.names() == await mesh.c.names() == ["new.bin", "old"]
+
+
+async def test_what_its_writer_has_lost_is_persisted_by_a_holder(tmp_path: Path) -> None:
+    async with staged(tmp_path) as mesh:
+        reply = await mesh.a.put(DATA)
+        holder = holders_of(reply.attributes.tag)[1]
+        await until(lambda: not any(mesh.uploads(holder).doubts._doubtful()))
+        mesh.stager("a").files.clear()
+        mesh.uploads(holder).doubts._sure_until_s.clear()
+        await until(lambda: bool(mesh.uploads(holder).doubts.lost))
+        mesh.store.come_back()
+        await until(lambda: mesh.store.files.get(PATH) == DATA)
+        await until(lambda: not mesh.stager(holder).files)
+
+
+async def test_of_two_hosts_one_makes_a_file_for_itself(tmp_path: Path) -> None:
+    async with staged(tmp_path) as mesh:
+        async with (
+            mesh.a.draft(b"a", is_exclusive=True) as mine,
+            mesh.b.draft(b"b", is_exclusive=True) as theirs,
+        ):
+            assert await mine.publish() is not None
+            with pytest.raises(Exists):
+                await theirs.publish()
+        assert await mesh.c.read() == b"a"
+        await until(lambda: sum(len(mesh.stager(name).files) for name in NAMES) == 2)
+
+
+async def test_what_the_mesh_put_there_and_nobody_heard_of_is_no_strangers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The uploader, or the owner whom it told, died in between."""
+    async with staged(tmp_path) as mesh:
+        await mesh.a.put(b"first")
+        mesh.store.write(PATH, b"first")
+        await mesh.a.put(b"second")
+        await mesh.b.put(b"third")
+        mesh.store.come_back()
+        await mesh.flush()
+        assert mesh.store.files == {"models/old": b"", PATH: b"third"}
+        mesh.store.go_away()
+        await mesh.a.put(b"fourth")
+        mesh.store.write(PATH, b"not ours")
+        mesh.store.come_back()
+        await mesh.flush()
+        names = sorted(mesh.store.files)
+        assert (len(names), names[1][: len(PATH) + 9]) == (3, f"{PATH}.conflict")
+        assert mesh.store.files[PATH] == b"not ours"
+        assert mesh.store.files[names[1]] == b"fourth"
 
 
 async def test_who_is_told_to_stop_uploads_first_what_it_can(tmp_path: Path) -> None:

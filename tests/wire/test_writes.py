@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.blocks import Attributes, FileVersion, version_of, written_tag
+from mesh.wire import staged as g
 from mesh.wire import writes as w
 from mesh.wire.basics import Method
 from mesh.wire.gen import writes_pb2 as pb
@@ -48,7 +49,7 @@ replies = st.builds(
 )
 
 staged = st.builds(
-    w.StagedFile,
+    g.StagedFile,
     tokens,
     paths,
     sizes,
@@ -59,12 +60,13 @@ staged = st.builds(
     st.floats(0, 1e10),
     st.binary(max_size=16),
     st.lists(st.binary(min_size=16, max_size=16), max_size=3).map(tuple),
+    paths,
 )
 waiting = st.builds(
-    w.UploadsReply,
+    g.UploadsReply,
     st.lists(
         st.builds(
-            w.Waiting, staged, texts, sizes, st.integers(0, 2**31), paths, st.floats(0, 1e12)
+            g.Waiting, staged, texts, sizes, st.integers(0, 2**31), paths, st.floats(0, 1e12)
         ),
         max_size=3,
     ).map(tuple),
@@ -106,14 +108,15 @@ REQUESTS: list[tuple[Method[Any, Any], st.SearchStrategy[object]]] = [
             tokens,
         ),
     ),
-    (w.ASSERT, staged),
+    (g.ASSERT, st.builds(g.AssertRequest, staged, st.booleans())),
+    (g.HAVE, st.builds(g.HaveRequest, st.lists(tokens, max_size=3).map(tuple))),
     (
-        w.HOLD,
-        st.builds(w.HoldRequest, staged, texts, sizes, tokens, st.booleans(), st.booleans()),
+        g.HOLD,
+        st.builds(g.HoldRequest, staged, texts, sizes, tokens, st.booleans(), st.booleans()),
     ),
-    (w.PULL, st.builds(w.PullRequest, tokens, st.integers(0, 2**31), sizes)),
-    (w.RETARGET, st.builds(w.RetargetRequest, tokens, paths, texts, st.booleans())),
-    (w.FLUSH, st.builds(w.FlushRequest, paths, st.floats(0, 1e9))),
+    (g.PULL, st.builds(g.PullRequest, tokens, st.integers(0, 2**31), sizes)),
+    (g.RETARGET, st.builds(g.RetargetRequest, tokens, paths, texts, st.booleans())),
+    (g.FLUSH, st.builds(g.FlushRequest, paths, st.floats(0, 1e9))),
 ]
 REPLIES: list[tuple[Method[Any, Any], st.SearchStrategy[object]]] = [
     (w.GROW, st.just(Nothing())),
@@ -122,25 +125,25 @@ REPLIES: list[tuple[Method[Any, Any], st.SearchStrategy[object]]] = [
     (w.ALTER, st.builds(w.AlterReply, replies | st.none(), st.booleans())),
     (w.ANNOUNCE, st.just(Nothing())),
     (
-        w.ASSERT,
+        g.ASSERT,
         st.builds(
-            w.AssertReply,
+            g.AssertReply,
             st.booleans(),
             texts,
             paths,
             st.lists(st.binary(max_size=16), max_size=3).map(tuple),
         ),
     ),
-    (w.HOLD, st.just(Nothing())),
-    (w.RETARGET, st.builds(w.RetargetReply, texts)),
-    (w.UPLOADS, waiting),
-    (w.ALL_UPLOADS, waiting),
-    (w.FLUSH, st.builds(w.FlushReply, st.integers(0, 2**31))),
+    (g.HOLD, st.just(Nothing())),
+    (g.RETARGET, st.builds(g.RetargetReply, texts)),
+    (g.UPLOADS, waiting),
+    (g.ALL_UPLOADS, waiting),
+    (g.FLUSH, st.builds(g.FlushReply, st.integers(0, 2**31))),
 ]
 
 FILE = version_of(source="s3://b", path="p", size_bytes=7, tag="mesh-1=2", block_bytes=65536)
 ABOUT = Attributes(is_directory=True, size_bytes=7, mtime_ns=8, tag="mesh-1=2", mode=0o640)
-STAGED = w.StagedFile("t", "p", 5, "over", 0o640, 7, ("a", "b"), 1.5, b"d", (b"e", b"f"))
+STAGED = g.StagedFile("t", "p", 5, "over", 0o640, 7, ("a", "b"), 1.5, b"d", (b"e", b"f"), "q")
 FULL: list[tuple[Method[Any, Any], Any]] = [
     (w.GROW, w.GrowRequest("d", "p", 5, 0o640)),
     (w.PUBLISH, w.PublishRequest("d", "p", 5, "t", True, True, 0o640, True)),
@@ -152,12 +155,13 @@ FULL: list[tuple[Method[Any, Any], Any]] = [
             "me", (Kept("p", ABOUT, 1.5), Kept("q", None, 0.5)), (STAGED,), True, True, "r", "t"
         ),
     ),
-    (w.ASSERT, STAGED),
-    (w.HOLD, w.HoldRequest(STAGED, "me", 7, "d", True, True)),
-    (w.PULL, w.PullRequest("d", 3, 9)),
-    (w.RETARGET, w.RetargetRequest("t", "p", "over", True)),
+    (g.ASSERT, g.AssertRequest(STAGED, True)),
+    (g.HAVE, g.HaveRequest(("t", "u"))),
+    (g.HOLD, g.HoldRequest(STAGED, "me", 7, "d", True, True)),
+    (g.PULL, g.PullRequest("d", 3, 9)),
+    (g.RETARGET, g.RetargetRequest("t", "p", "over", True)),
     (w.TURN, w.TurnRequest("p", "t", True)),
-    (w.FLUSH, w.FlushRequest("p", 1.5)),
+    (g.FLUSH, g.FlushRequest("p", 1.5)),
 ]
 
 
@@ -176,10 +180,12 @@ def test_no_field_of_a_request_is_left_behind(method: Method[Any, Any], request_
 
 
 def test_no_field_of_a_reply_is_left_behind() -> None:
-    waiting_ = w.UploadsReply((w.Waiting(STAGED, "me", 5, 2, "away", 1.5),))
-    assert w.UPLOADS.decode_reply(w.UPLOADS.encode_reply(waiting_)) == waiting_
-    asserted = w.AssertReply(True, "over", "p", (b"e",))
-    assert w.ASSERT.decode_reply(w.ASSERT.encode_reply(asserted)) == asserted
+    waiting_ = g.UploadsReply((g.Waiting(STAGED, "me", 5, 2, "away", 1.5),))
+    assert g.UPLOADS.decode_reply(g.UPLOADS.encode_reply(waiting_)) == waiting_
+    had = g.HaveReply(("t",), ("u",))
+    assert g.HAVE.decode_reply(g.HAVE.encode_reply(had)) == had
+    asserted = g.AssertReply(True, "over", "p", (b"e",))
+    assert g.ASSERT.decode_reply(g.ASSERT.encode_reply(asserted)) == asserted
     found = StatReply(ABOUT, FILE, True, 1.5, 2.5)
     assert w.PUBLISH.decode_reply(w.PUBLISH.encode_reply(found)) == found
     altered = w.AlterReply(found, True)
@@ -222,10 +228,10 @@ def test_a_verb_of_a_newer_mesh_is_no_other_verb() -> None:
 def test_mounts_may_ask_for_all_of_it_but_announce_nothing() -> None:
     asked = {method.name for method in METHODS if method is not None}
     assert {"Grow", "Publish", "Retire", "Alter"} <= asked
-    for method in (w.ANNOUNCE, w.ASSERT, w.HOLD, w.PULL, w.RETARGET):
+    for method in (w.ANNOUNCE, g.ASSERT, g.HAVE, g.HOLD, g.PULL, g.RETARGET):
         assert method.name not in asked
 
 
 @given(file=staged)
-def test_what_is_journaled_is_found_again(file: w.StagedFile) -> None:
-    assert w.decode_staged(w.encode_staged(file)) == file
+def test_what_is_journaled_is_found_again(file: g.StagedFile) -> None:
+    assert g.decode_staged(g.encode_staged(file)) == file

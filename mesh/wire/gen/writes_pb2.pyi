@@ -38,6 +38,7 @@ class StagedFile(_message.Message):
     QUEUED_S_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     FORMERS_FIELD_NUMBER: _builtins.int
+    MOVED_FROM_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     path: _builtins.bytes
     size_bytes: _builtins.int
@@ -49,6 +50,8 @@ class StagedFile(_message.Message):
     """Wall clock, in seconds."""
     digest: _builtins.bytes
     """Of its size and the CRCs of its pieces; 16 bytes."""
+    moved_from: _builtins.bytes
+    """Where it was before it was renamed, until the owners there are known to have heard."""
     @_builtins.property
     def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Peers that have it on disk; the first one has written it."""
@@ -70,10 +73,11 @@ class StagedFile(_message.Message):
         queued_s: _builtins.float = ...,
         digest: _builtins.bytes = ...,
         formers: _abc.Iterable[_builtins.bytes] | None = ...,
+        moved_from: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "formers", b"formers", "holders", b"holders", "mode", b"mode", "mtime_ns", b"mtime_ns", "over", b"over", "path", b"path", "queued_s", b"queued_s", "size_bytes", b"size_bytes", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "formers", b"formers", "holders", b"holders", "mode", b"mode", "moved_from", b"moved_from", "mtime_ns", b"mtime_ns", "over", b"over", "path", b"path", "queued_s", b"queued_s", "size_bytes", b"size_bytes", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -119,6 +123,76 @@ class TurnReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TurnReply: _TypeAlias = TurnReply  # noqa: Y015
+
+@_typing.final
+class AssertRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    IS_DOUBTED_FIELD_NUMBER: _builtins.int
+    is_doubted: _builtins.bool
+    """Its writer is there and does not have it: what owners never heard of has ended."""
+    @_builtins.property
+    def file(self) -> Global___StagedFile: ...
+    def __init__(
+        self,
+        *,
+        file: Global___StagedFile | None = ...,
+        is_doubted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "is_doubted", b"is_doubted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AssertRequest: _TypeAlias = AssertRequest  # noqa: Y015
+
+@_typing.final
+class HaveRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HaveRequest: _TypeAlias = HaveRequest  # noqa: Y015
+
+@_typing.final
+class HaveReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def pending(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that it is about to tell owners of."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[_builtins.str] | None = ...,
+        pending: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pending", b"pending", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HaveReply: _TypeAlias = HaveReply  # noqa: Y015
 
 @_typing.final
 class AssertReply(_message.Message):
