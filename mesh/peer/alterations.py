@@ -236,7 +236,7 @@ class Alterations:
             if over is None:
                 now = (await self._catalog.stat(target, refresh=True)).attributes
                 over = under_store_tag(now.tag)
-        new = replace(staged_file(target, about), over=over or "")
+        new = replace(staged_file(target, about), over=over or "", digest=claimed.digest)
         retarget = RetargetRequest(new.token, target, new.over)
         held = await self._uploads.retarget(holders_of(about.tag), retarget)
         if held is None:
@@ -266,13 +266,32 @@ class Alterations:
             raise NotADirectory(f"{target}: is no directory")
 
     async def _set_mode(self, request: AlterRequest, *, is_again: bool) -> AlterReply:
-        place = writable_place(self._table, request.path)
-        about = (await self._catalog.stat(request.path)).attributes
-        if is_staged(about.tag) or not await place.store.set_mode(place.path, request.mode):
-            return AlterReply()
-        now = replace(about, mode=request.mode)
-        await self._announcer.announce(Kept(request.path, now, 0.0))
-        return AlterReply(self._reply(request.path, now), is_mode_kept=True)
+        path = request.path
+        place = writable_place(self._table, path)
+        async with self._turns.of(path):
+            about = (await self._catalog.stat(path)).attributes
+            if is_staged(about.tag) and await self._set_mode_staged(request, about):
+                return AlterReply()  # whether the under-store keeps it is seen when it has it
+            if not await place.store.set_mode(place.path, request.mode):
+                return AlterReply()
+            if is_staged(about.tag):
+                about = (await self._catalog.stat(path, refresh=True)).attributes
+            now = replace(about, mode=request.mode)
+            await self._announcer.announce(Kept(path, now, 0.0))
+        return AlterReply(self._reply(path, now), is_mode_kept=True)
+
+    async def _set_mode_staged(self, request: AlterRequest, about: Attributes) -> bool:
+        """Have a file persisted with another mode; False when it is persisted already."""
+        file = staged_file(request.path, about)
+        claimed = await self._announcer.claim(file)
+        if claimed.is_ended or claimed.path:
+            return False
+        new = replace(file, over=claimed.over, mode=request.mode, digest=claimed.digest)
+        retarget = RetargetRequest(new.token, new.path, new.over, mode=new.mode)
+        if await self._uploads.retarget(holders_of(about.tag), retarget) is None:
+            return False
+        await self._announcer.announce_staged(new)
+        return True
 
     async def _found(self, path: str) -> Attributes | None:
         try:

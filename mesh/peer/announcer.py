@@ -198,7 +198,7 @@ class Announcer:
         if not was_known:
             changes = self._note(spot, Kept(kept.path, kept.attributes, 0.0))
             self._catalog.tell(spot.source, spot.parent, changes)
-        return AssertReply(is_ended=False, over=kept.over, formers=kept.formers)
+        return AssertReply(is_ended=False, over=kept.over, formers=kept.formers, digest=kept.digest)
 
     async def announce_tree(self, *paths: str) -> None:
         """Have all doubt what they know of directories and of all that is below them."""

@@ -340,8 +340,7 @@ class Uploads:
             if request.is_over:
                 await self._stager.forget(request.token)
             else:
-                new = replace(file, path=request.path, over=request.over, moved_from=file.path)
-                await self._stager.change(replace(new, formers=()))
+                await self._stager.change(_retargeted(file, request))
             # What was about to be shown may be there, although nobody heard that it is.
             return RetargetReply(file.over or (UNKNOWN if job.may_be_there else ""))
         finally:
@@ -421,3 +420,10 @@ class Uploads:
 
 def _is_below(path: str, above: str) -> bool:
     return not above or path == above or path.startswith(f"{above}/")
+
+
+def _retargeted(file: StagedFile, request: RetargetRequest) -> StagedFile:
+    file = replace(file, over=request.over, mode=request.mode or file.mode)
+    if request.path == file.path:
+        return file
+    return replace(file, path=request.path, moved_from=file.path, formers=())

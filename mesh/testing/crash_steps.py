@@ -3,7 +3,7 @@ run of a peer, can see.
 
     a disk           fsync, link, unlink, and each record of the journal before and after it
     another peer     each call before it is sent and after its answer, each piece that is pulled
-    who calls        each call before it is served, and after that, before it is answered
+    who calls        each call after it was served, and before it is answered
     under-store      upload, add, publish, remove, move: before, and done but not answered
 """
 
@@ -97,15 +97,12 @@ def _fsync(fsync: Callable[[int], None], fd: int) -> None:
     kind = "directory" if Path(path).is_dir() else "file"
     reach(life, f"fsync {kind} {_room(path)}")
     DISKS[str(life.directory)].fsync(fd)
-    if kind == "file":
-        reach(life, f"fsynced {kind} {_room(path)}")
 
 
 def _link(link: Callable[..., None], source: Any, target: Any, **named: Any) -> None:
     life = life_at(os.fspath(target))
     reach(life, f"link {_room(os.fspath(target))}")
     link(source, target, **named)
-    reach(life, f"linked {_room(os.fspath(target))}")
 
 
 def _unlink(unlink: Callable[..., None], path: Any, **named: Any) -> None:
@@ -227,7 +224,6 @@ def _local_server(init: Any, self: LocalServer, handlers: list[Handler]) -> None
 def _stepping(method: Method[Any, Any], call: Callable[[Any], Any]) -> Callable[[Any], Any]:
     async def served(request: Any) -> Any:
         name = _named(method, request)
-        await step(f"serve {name}")
         try:
             return await call(request)
         finally:

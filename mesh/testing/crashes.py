@@ -54,6 +54,10 @@ class Plan:
         self._counts: Counter[str] = Counter()
         self._loop = asyncio.get_running_loop()
 
+    def begin(self) -> None:
+        """Count from here on."""
+        self.is_on = True
+
     def reach(self, name: str) -> None:
         """Note a step, which is the last one of some if it is the one that was asked for."""
         if not self.is_on:

@@ -77,6 +77,7 @@ class AssertReply:
     """Where it went, if it was renamed while the holder did not hear of it."""
 
     formers: tuple[bytes, ...] = ()
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,7 @@ class RetargetRequest:
     path: str = ""
     over: str = ""
     is_over: bool = False
+    mode: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,9 @@ def _decode_had(data: bytes) -> HaveReply:
 
 def _decode_asserted(data: bytes) -> AssertReply:
     value = pb.AssertReply.FromString(data)
-    return AssertReply(value.is_ended, value.over, path_text(value.path), tuple(value.formers))
+    return AssertReply(
+        value.is_ended, value.over, path_text(value.path), tuple(value.formers), value.digest
+    )
 
 
 def _encode_hold(value: HoldRequest) -> bytes:
@@ -225,13 +229,19 @@ def _decode_pull(data: bytes) -> PullRequest:
 
 def _encode_retarget(value: RetargetRequest) -> bytes:
     return pb.RetargetRequest(
-        token=value.token, path=path_bytes(value.path), over=value.over, is_over=value.is_over
+        token=value.token,
+        path=path_bytes(value.path),
+        over=value.over,
+        is_over=value.is_over,
+        mode=value.mode,
     ).SerializeToString()
 
 
 def _decode_retarget(data: bytes) -> RetargetRequest:
     value = pb.RetargetRequest.FromString(data)
-    return RetargetRequest(value.token, path_text(value.path), value.over, value.is_over)
+    return RetargetRequest(
+        value.token, path_text(value.path), value.over, value.is_over, value.mode
+    )
 
 
 def _encode_uploads(value: UploadsReply) -> bytes:
@@ -276,7 +286,11 @@ ASSERT: Method[AssertRequest, AssertReply] = Method(
     lambda q: pb.AssertRequest(file=staged_to(q.file), is_doubted=q.is_doubted).SerializeToString(),
     _decode_assert,
     lambda a: pb.AssertReply(
-        is_ended=a.is_ended, over=a.over, path=path_bytes(a.path), formers=a.formers
+        is_ended=a.is_ended,
+        over=a.over,
+        path=path_bytes(a.path),
+        formers=a.formers,
+        digest=a.digest,
     ).SerializeToString(),
     _decode_asserted,
 )

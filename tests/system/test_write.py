@@ -19,7 +19,7 @@ import boto3
 import pytest
 
 from mesh.testing.servers import MotoS3
-from tests.system.hosts import Hosts, directory, run_python, s3, until
+from tests.system.hosts import Hosts, directory, mesh, run_python, s3, until
 
 pytestmark = pytest.mark.fuse
 
@@ -81,26 +81,46 @@ def mounted(
         yield hosts, [hosts.mount(name) for name in names], data
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, Path]]:
-    """Two mounts of two hosts, and the directory behind them."""
-    with mounted(tmp_path_factory.mktemp("pair")) as (_, (one, two), data):
-        yield one, two, data
+class Here(tuple[Path, Path, Path]):
+    """A directory in the mounts of two hosts, and behind them."""
+
+    config: Path
+    durability: str
+
+    def settle(self) -> Path:
+        """Wait until the under-store has all that was acknowledged; return its directory."""
+        if self.durability != "through":
+            name = f"/{self[2].name}"
+            done = mesh("flush", name, "-c", str(self.config))
+            assert done.returncode == 0, done.stderr
+        return self[2]
+
+
+@pytest.fixture(scope="module", params=["through", pytest.param("copies", marks=pytest.mark.slow)])
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Path, tuple[Path, Path, Path]]]:
+    """Two mounts of two hosts, the directory behind them, and what close waits for."""
+    root = tmp_path_factory.mktemp("pair")
+    durability = request.param
+    with mounted(root, durability=f'"{durability}"') as (hosts, (one, two), data):
+        yield durability, hosts.config("one"), (one, two, data)
 
 
 @pytest.fixture
-def here(pair: tuple[Path, Path, Path], tmp_path: Path) -> tuple[Path, Path, Path]:
-    """A directory of the test's own in both mounts, and behind them."""
-    one, two, data = (each / tmp_path.name for each in pair)
-    data.mkdir()
-    return one, two, data
+def here(pair: tuple[str, Path, tuple[Path, Path, Path]], tmp_path: Path) -> Here:
+    durability, config, places = pair
+    found = Here(each / tmp_path.name for each in places)
+    found.durability, found.config = durability, config
+    found[2].mkdir()
+    return found
 
 
 # What everybody sees
 
 
 def test_a_closed_file_is_seen_at_once_and_an_open_one_by_nobody_else(
-    here: tuple[Path, Path, Path],
+    here: Here,
 ) -> None:
     one, two, data = here
     do(two, "assert not (view / 'f').exists()")  # what is not there is remembered, too
@@ -112,30 +132,29 @@ with open(view / "f", "wb") as file:
     file.write(b"one")
     file.flush()
     print((view / "f").stat().st_size, os.listdir(view), os.listdir(other), os.listdir(data))
-print((other / "f").read_bytes(), os.listdir(other), (data / "f").read_bytes())
+print((other / "f").read_bytes(), os.listdir(other))
 """,
         str(two),
         str(data),
     )
-    assert seen.splitlines() == ["3 ['f'] [] []", "b'one' ['f'] b'one'"]
+    assert seen.splitlines() == ["3 ['f'] [] []", "b'one' ['f']"]
+    assert (here.settle() / "f").read_bytes() == b"one"
 
 
-def test_a_replaced_file_is_seen_at_once(here: tuple[Path, Path, Path]) -> None:
-    one, two, data = here
+def test_a_replaced_file_is_seen_at_once(here: Here) -> None:
+    one, two, _data = here
     for round_ in range(5):
         content = f"round {round_}" * 40_000
         do(one, "(view / 'f').write_text(sys.argv[2] * 40_000)", f"round {round_}")
         assert do(two, "print((view / 'f').read_text()[:7], (view / 'f').stat().st_size)") == (
             f"round {round_} {len(content)}"
         )
-        assert (data / "f").read_text() == content
+        assert (here.settle() / "f").read_text() == content
         assert do(two, "(view / 'g').write_text('x'); print((view / 'g').read_text())") == "x"
 
 
-def test_bytes_of_many_sizes_come_back_on_another_host(
-    here: tuple[Path, Path, Path], tmp_path: Path
-) -> None:
-    one, two, data = here
+def test_bytes_of_many_sizes_come_back_on_another_host(here: Here, tmp_path: Path) -> None:
+    one, two, _data = here
     sizes = [0, 1, 65_536, 65_537, 4 * MIB, 4 * MIB + 1, 40 * MIB + 13]
     for size_bytes in sizes:
         content = os.urandom(size_bytes)
@@ -145,7 +164,7 @@ def test_bytes_of_many_sizes_come_back_on_another_host(
         copy = tmp_path / "copy"
         run("cp", str(two / f"f{size_bytes}"), str(copy))
         assert copy.read_bytes() == content
-        assert (data / f"f{size_bytes}").read_bytes() == content
+        assert (here.settle() / f"f{size_bytes}").read_bytes() == content
 
 
 # One operation after the other
@@ -177,16 +196,17 @@ def test_bytes_of_many_sizes_come_back_on_another_host(
         ),
     ],
 )
-def test_writes(here: tuple[Path, Path, Path], code: str, expected: bytes) -> None:
-    one, two, data = here
+def test_writes(here: Here, code: str, expected: bytes) -> None:
+    one, two, _data = here
     do(one, f"f = view / 'f'\n{code}")
-    assert (data / "f").read_bytes() == expected
+    assert (here.settle() / "f").read_bytes() == expected
     assert do(two, "print((view / 'f').read_bytes())") == repr(expected)
     assert do(one, "print((view / 'f').read_bytes())") == repr(expected)
 
 
-def test_fsync_shows_what_is_there_so_far(here: tuple[Path, Path, Path]) -> None:
-    one, _, data = here
+def test_fsync_shows_what_is_there_so_far(here: Here) -> None:
+    one, two, data = here
+    where = data if here.durability == "through" else two  # who sees it when fsync returns
     seen = do(
         one,
         """
@@ -199,13 +219,14 @@ with open(view / "f", "wb") as file:
     file.seek(0); file.write(b"FIRST")
 print((data / "f").read_bytes())
 """,
-        str(data),
+        str(where),
     )
     assert seen.splitlines() == ["b'first'", "b'first second'", "b'FIRST second'"]
+    assert (here.settle() / "f").read_bytes() == b"FIRST second"
 
 
-def test_a_memory_map_writes_and_reads(here: tuple[Path, Path, Path]) -> None:
-    one, _, data = here
+def test_a_memory_map_writes_and_reads(here: Here) -> None:
+    one, _, _data = here
     do(
         one,
         """
@@ -217,10 +238,10 @@ with open(view / "f", "w+b") as file:
         map.flush()
 """,
     )
-    assert (data / "f").read_bytes() == bytes(MIB) + b"here" + bytes(2 * MIB - 4)
+    assert (here.settle() / "f").read_bytes() == bytes(MIB) + b"here" + bytes(2 * MIB - 4)
 
 
-def test_names(here: tuple[Path, Path, Path]) -> None:
+def test_names(here: Here) -> None:
     one, two, data = here
     told = do(
         one,
@@ -249,14 +270,14 @@ print((view / "D" / "g").read_bytes(), os.listdir(view))
         "['g'] ['D'] b'f'",
         "b'h' ['D']",
     ]
-    assert [str(p.relative_to(data)) for p in sorted(data.rglob("*"))] == ["D", "D/g"]
+    assert [str(p.relative_to(data)) for p in sorted(here.settle().rglob("*"))] == ["D", "D/g"]
     assert do(two, "print(os.listdir(view), (view / 'D' / 'g').read_bytes())") == "['D'] b'h'"
     do(two, "os.unlink(view / 'D' / 'g'); os.rmdir(view / 'D')")
     assert do(one, "print(os.listdir(view), (view / 'D').exists())") == "[] False"
-    assert list(data.iterdir()) == []
+    assert list(here.settle().iterdir()) == []
 
 
-def test_a_renamed_directory_is_another_path_everywhere(here: tuple[Path, Path, Path]) -> None:
+def test_a_renamed_directory_is_another_path_everywhere(here: Here) -> None:
     one, two, _ = here
     do(one, "os.makedirs(view / 'a/b/c'); (view / 'a/b/c/f').write_text('deep')")
     assert do(two, "print((view / 'a/b/c/f').read_text(), os.listdir(view / 'a/b'))") == (
@@ -268,7 +289,7 @@ def test_a_renamed_directory_is_another_path_everywhere(here: tuple[Path, Path, 
     )
 
 
-def test_a_removed_file_is_read_by_who_has_it_open(here: tuple[Path, Path, Path]) -> None:
+def test_a_removed_file_is_read_by_who_has_it_open(here: Here) -> None:
     one, _, data = here
     (data / "old").write_bytes(b"o" * 3 * MIB)
     told = do(
@@ -284,10 +305,10 @@ print(os.listdir(view))
 """,
     )
     assert told.splitlines() == ["3145728 b'Nnn' []", "[]"]
-    assert list(data.iterdir()) == []
+    assert list(here.settle().iterdir()) == []
 
 
-def test_a_replaced_file_is_read_by_who_has_it_open(here: tuple[Path, Path, Path]) -> None:
+def test_a_replaced_file_is_read_by_who_has_it_open(here: Here) -> None:
     one, _, data = here
     (data / "f").write_bytes(b"o" * 3 * MIB)
     told = do(
@@ -302,7 +323,7 @@ print(len(old.read()), (view / "f").read_bytes(), os.listdir(view))
     assert told == "3145728 b'new' ['f']"
 
 
-def test_what_is_still_written_can_be_renamed(here: tuple[Path, Path, Path]) -> None:
+def test_what_is_still_written_can_be_renamed(here: Here) -> None:
     one, two, data = here
     (data / "f").write_bytes(b"old")
     do(
@@ -315,12 +336,12 @@ with open(view / "f.tmp", "wb") as file:
     file.write(b" whole")
 """,
     )
-    assert (data / "f").read_bytes() == b"half whole"
+    assert (here.settle() / "f").read_bytes() == b"half whole"
     assert do(two, "print(os.listdir(view), (view / 'f').read_bytes())") == "['f'] b'half whole'"
 
 
-def test_what_is_sent_already_can_be_renamed(here: tuple[Path, Path, Path]) -> None:
-    one, two, data = here
+def test_what_is_sent_already_can_be_renamed(here: Here) -> None:
+    one, two, _data = here
     do(
         one,
         """
@@ -332,13 +353,13 @@ with open(view / "f.tmp", "wb") as file:
     os.rename(view / "f.tmp", view / "f")
 """,
     )
-    assert [p.name for p in data.iterdir()] == ["f"]
+    assert [p.name for p in here.settle().iterdir()] == ["f"]
     told = "content = (view / 'f').read_bytes(); print(os.listdir(view), len(content), content[-1])"
     assert do(two, told) == f"['f'] {40 * MIB} 39"
 
 
-def test_attributes_are_kept(here: tuple[Path, Path, Path]) -> None:
-    one, _, data = here
+def test_attributes_are_kept(here: Here) -> None:
+    one, _, _data = here
     told = do(
         one,
         """
@@ -357,10 +378,10 @@ print((view / "g").stat().st_mtime_ns > 10**18)
 """,
     )
     assert told.splitlines() == ["0o100640 True", "12 34", "0o100640 True 12", "True"]
-    assert (data / "g").stat().st_mode & 0o777 == 0o640
+    assert (here.settle() / "g").stat().st_mode & 0o777 == 0o640
 
 
-def test_what_cannot_be_had_says_so_at_once(here: tuple[Path, Path, Path]) -> None:
+def test_what_cannot_be_had_says_so_at_once(here: Here) -> None:
     one, _, data = here
     (data / "f").write_bytes(b"x")
     told = do(
@@ -437,8 +458,10 @@ print(errno_of(os.rmdir, view / "fixed"))
 
 
 def test_what_was_changed_behind_the_meshs_back_is_kept_beside(
-    here: tuple[Path, Path, Path],
+    here: Here,
 ) -> None:
+    if here.durability != "through":
+        pytest.skip("close does not wait for the under-store; test_staged.py has that one")
     one, _, data = here
     (data / "f").write_bytes(b"first")
     told = do(
@@ -462,8 +485,8 @@ print(errno_of(os.close, file))
     assert do(one, "print(sorted(os.listdir(view)) == sys.argv[2:])", *names) == "True"
 
 
-def test_two_hosts_write_one_file_and_the_last_close_wins(here: tuple[Path, Path, Path]) -> None:
-    one, two, data = here
+def test_two_hosts_write_one_file_and_the_last_close_wins(here: Here) -> None:
+    one, two, _data = here
     told = do(
         one,
         """
@@ -476,10 +499,10 @@ mine.close(); print((other / "f").read_bytes())
         str(two),
     )
     assert told.splitlines() == ["b'mine'", "b'mine'"]
-    assert (data / "f").read_bytes() == b"mine"
+    assert (here.settle() / "f").read_bytes() == b"mine"
 
 
-def test_two_hosts_replace_one_file_again_and_again(here: tuple[Path, Path, Path]) -> None:
+def test_two_hosts_replace_one_file_again_and_again(here: Here) -> None:
     one, two, data = here
     code = """
 for number in range(40):
@@ -490,7 +513,7 @@ for number in range(40):
             threads.submit(do, view, code, size) for view, size in ((one, "900"), (two, "80000"))
         ]
         assert [each.result() for each in done] == ["", ""]
-    content = (data / "f").read_bytes()
+    content = (here.settle() / "f").read_bytes()
     assert len(content) in (900, 80_000)
     assert len(set(content)) == 1
     assert [p.name for p in data.iterdir()] == ["f"]
@@ -498,8 +521,8 @@ for number in range(40):
         assert do(view, "print(len((view / 'f').read_bytes()))") == str(len(content))
 
 
-def test_only_one_of_two_hosts_makes_a_file_for_itself(here: tuple[Path, Path, Path]) -> None:
-    one, two, data = here
+def test_only_one_of_two_hosts_makes_a_file_for_itself(here: Here) -> None:
+    one, two, _data = here
     told = do(
         one,
         """
@@ -512,7 +535,7 @@ print(errno_of(os.close, theirs), errno_of(os.close, mine))
         str(two),
     )
     assert told == "None EEXIST"
-    assert (data / "lock").read_bytes() == b"theirs"
+    assert (here.settle() / "lock").read_bytes() == b"theirs"
 
 
 @pytest.mark.slow
@@ -638,7 +661,7 @@ time.sleep(2)
 # Programs
 
 
-def test_numpy_and_safetensors(here: tuple[Path, Path, Path]) -> None:
+def test_numpy_and_safetensors(here: Here) -> None:
     one, two, _ = here
     code = """
 import hashlib, numpy, safetensors.numpy
@@ -664,7 +687,7 @@ else:
     assert do(two, code) == "True True True True"
 
 
-def test_torch(here: tuple[Path, Path, Path]) -> None:
+def test_torch(here: Here) -> None:
     pytest.importorskip("torch", reason="torch is not installed: 2 GB for one test")
     one, two, _ = here
     code = """
@@ -681,7 +704,7 @@ else:
 
 
 @pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
-def test_cp_tar_and_rsync(here: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_cp_tar_and_rsync(here: Here, tmp_path: Path) -> None:
     one, two, _data = here
     tree = tmp_path / "tree"
     (tree / "sub" / "empty").mkdir(parents=True)
@@ -705,7 +728,7 @@ def test_cp_tar_and_rsync(here: tuple[Path, Path, Path], tmp_path: Path) -> None
         run("diff", "-r", str(tree), str(two / target.name))
 
 
-def test_git_clone(here: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_git_clone(here: Here, tmp_path: Path) -> None:
     one, two, _data = here
     origin = tmp_path / "origin"
     run("git", "init", "-q", "-b", "main", str(origin))
@@ -722,7 +745,7 @@ def test_git_clone(here: tuple[Path, Path, Path], tmp_path: Path) -> None:
     run("git", "-c", "safe.directory=*", "-C", str(two / "clone"), "fsck", "--strict")
 
 
-def test_sqlite(here: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_sqlite(here: Here, tmp_path: Path) -> None:
     one, two, data = here
     do(
         one,
@@ -742,7 +765,7 @@ except ValueError:
 db.close()
 """,
     )
-    shutil.copy(data / "db", tmp_path / "copy")
+    shutil.copy(here.settle() / "db", tmp_path / "copy")
     with sqlite3.connect(tmp_path / "copy") as db:
         assert db.execute("select count(*), sum(n) from t").fetchone() == (300, 44_850)
     told = do(

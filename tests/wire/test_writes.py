@@ -115,7 +115,7 @@ REQUESTS: list[tuple[Method[Any, Any], st.SearchStrategy[object]]] = [
         st.builds(g.HoldRequest, staged, texts, sizes, tokens, st.booleans(), st.booleans()),
     ),
     (g.PULL, st.builds(g.PullRequest, tokens, st.integers(0, 2**31), sizes)),
-    (g.RETARGET, st.builds(g.RetargetRequest, tokens, paths, texts, st.booleans())),
+    (g.RETARGET, st.builds(g.RetargetRequest, tokens, paths, texts, st.booleans(), modes)),
     (g.FLUSH, st.builds(g.FlushRequest, paths, st.floats(0, 1e9))),
 ]
 REPLIES: list[tuple[Method[Any, Any], st.SearchStrategy[object]]] = [
@@ -132,6 +132,7 @@ REPLIES: list[tuple[Method[Any, Any], st.SearchStrategy[object]]] = [
             texts,
             paths,
             st.lists(st.binary(max_size=16), max_size=3).map(tuple),
+            st.binary(max_size=16),
         ),
     ),
     (g.HOLD, st.just(Nothing())),
@@ -159,7 +160,7 @@ FULL: list[tuple[Method[Any, Any], Any]] = [
     (g.HAVE, g.HaveRequest(("t", "u"))),
     (g.HOLD, g.HoldRequest(STAGED, "me", 7, "d", True, True)),
     (g.PULL, g.PullRequest("d", 3, 9)),
-    (g.RETARGET, g.RetargetRequest("t", "p", "over", True)),
+    (g.RETARGET, g.RetargetRequest("t", "p", "over", True, 0o640)),
     (w.TURN, w.TurnRequest("p", "t", True)),
     (g.FLUSH, g.FlushRequest("p", 1.5)),
 ]
@@ -184,7 +185,7 @@ def test_no_field_of_a_reply_is_left_behind() -> None:
     assert g.UPLOADS.decode_reply(g.UPLOADS.encode_reply(waiting_)) == waiting_
     had = g.HaveReply(("t",), ("u",))
     assert g.HAVE.decode_reply(g.HAVE.encode_reply(had)) == had
-    asserted = g.AssertReply(True, "over", "p", (b"e",))
+    asserted = g.AssertReply(True, "over", "p", (b"e",), b"d")
     assert g.ASSERT.decode_reply(g.ASSERT.encode_reply(asserted)) == asserted
     found = StatReply(ABOUT, FILE, True, 1.5, 2.5)
     assert w.PUBLISH.decode_reply(w.PUBLISH.encode_reply(found)) == found

@@ -202,12 +202,15 @@ class AssertReply(_message.Message):
     OVER_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
     FORMERS_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     is_ended: _builtins.bool
     """It is persisted, replaced or removed: the holder may let it go."""
     over: _builtins.str
     """What it is to replace, as far as the owner knows."""
     path: _builtins.bytes
     """Where it went, if it was renamed and the holder did not hear of it."""
+    digest: _builtins.bytes
+    """As the owner knows it: who renames a file has only seen its attributes."""
     @_builtins.property
     def formers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """See StagedFile."""
@@ -219,10 +222,11 @@ class AssertReply(_message.Message):
         over: _builtins.str = ...,
         path: _builtins.bytes = ...,
         formers: _abc.Iterable[_builtins.bytes] | None = ...,
+        digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["formers", b"formers", "is_ended", b"is_ended", "over", b"over", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "formers", b"formers", "is_ended", b"is_ended", "over", b"over", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -314,11 +318,14 @@ class RetargetRequest(_message.Message):
     IS_OVER_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
     OVER_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     is_over: _builtins.bool
     """Let it go; what follows says nothing then."""
     path: _builtins.bytes
     over: _builtins.str
+    mode: _builtins.int
+    """Its mode from now on; 0 for what it has."""
     def __init__(
         self,
         *,
@@ -326,10 +333,11 @@ class RetargetRequest(_message.Message):
         is_over: _builtins.bool = ...,
         path: _builtins.bytes = ...,
         over: _builtins.str = ...,
+        mode: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_over", b"is_over", "over", b"over", "path", b"path", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_over", b"is_over", "mode", b"mode", "over", b"over", "path", b"path", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
