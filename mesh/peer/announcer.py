@@ -11,9 +11,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 
+import structlog
+
 from mesh.blocks import WRITTEN, is_staged, token_of, under_store_tag
 from mesh.clock import Clock, monotonic_s
-from mesh.errors import NotFound, Unavailable
+from mesh.errors import MeshError, NotFound, Unavailable
 from mesh.paths import Spot, spot_of
 from mesh.peer.catalog import Catalog
 from mesh.peer.once import quietly
@@ -22,8 +24,12 @@ from mesh.peer.shards import Shards
 from mesh.store.entry_store import Changes, EntryStore
 from mesh.understore.table import MountTable, plain
 from mesh.wire.messages import Change, Kept, Nothing
-from mesh.wire.staged import AssertReply, AssertRequest, StagedFile
+from mesh.wire.staged import AssertReply, AssertRequest, RecallReply, RecallRequest, StagedFile
 from mesh.wire.writes import AnnounceRequest
+
+log = structlog.get_logger()
+
+RECALL_TIMEOUT_S = 2.0
 
 
 class Announcer:
@@ -183,13 +189,19 @@ class Announcer:
         """
         file = request.file
         spot = spot_of(self._table, file.path)
-        record, _ = self._entries.look(spot.directory, spot.name)
-        about = None if record is None else record.attributes
-        if about and token_of(about.tag) == file.token and not is_staged(about.tag):
-            return AssertReply(is_ended=True)
-        was_known = self._overlay.has(spot.directory, spot.name)
-        if request.is_doubted and not self._overlay.knows(file):
-            return AssertReply(is_ended=True)
+        known = self._known_of(spot, file)
+        if request.is_copy:
+            return known
+        if known.is_unknown:
+            known = await self._others_say(spot, file)
+            if known.is_unknown and request.is_doubted:
+                return AssertReply(is_ended=True)
+            if known.is_ended or known.path:
+                await self._overlay.end(file.token, file.path, moved_to=known.path)
+                return known
+            if not known.is_unknown:
+                file = replace(file, over=known.over, formers=known.formers, digest=known.digest)
+        was_known = self._overlay.is_of(spot.directory, spot.name, file.token)
         kept = await self._overlay.claim(file)
         if kept is None:
             return AssertReply(is_ended=True)
@@ -198,7 +210,60 @@ class Announcer:
         if not was_known:
             changes = self._note(spot, Kept(kept.path, kept.attributes, 0.0))
             self._catalog.tell(spot.source, spot.parent, changes)
-        return AssertReply(is_ended=False, over=kept.over, formers=kept.formers, digest=kept.digest)
+        return _reply(kept)
+
+    def _known_of(self, spot: Spot, file: StagedFile) -> AssertReply:
+        """Say what this owner knows of a staged file, without noting anything."""
+        record, _ = self._entries.look(spot.directory, spot.name)
+        about = None if record is None else record.attributes
+        if about and token_of(about.tag) == file.token and not is_staged(about.tag):
+            return AssertReply(is_ended=True)
+        end = self._overlay.end_of(file)
+        if end is not None:
+            return AssertReply(is_ended=not end.moved_to, path=end.moved_to)
+        if self._overlay.is_of(spot.directory, spot.name, file.token):
+            known = self._overlay.look(spot.directory, spot.name)
+            return _reply(known or file)
+        return AssertReply(is_ended=False, is_unknown=True)
+
+    async def _others_say(self, spot: Spot, file: StagedFile) -> AssertReply:
+        """Ask the other owners: this one may have been away."""
+        request = AssertRequest(file, is_copy=True)
+        for peer in self._shards.owners(spot.directory):
+            if peer == self._shards.me or self._shards.is_broken(peer):
+                continue
+            with suppress(MeshError, TimeoutError):
+                async with asyncio.timeout(RECALL_TIMEOUT_S):
+                    reply = await self._shards.claim(peer, request)
+                if not reply.is_unknown:
+                    return reply
+        return AssertReply(is_ended=False, is_unknown=True)
+
+    # An owner who was away
+
+    async def recalled(self, request: RecallRequest) -> RecallReply:
+        """Tell another owner what he should know."""
+        staged, ended = self._overlay.told(
+            lambda directory: request.asker in self._shards.owners(directory)
+        )
+        return RecallReply(tuple(staged), ended)
+
+    async def recall(self) -> None:
+        """Learn what the other owners of this peer's directories were told meanwhile."""
+        peers = [member.name for member in self._shards.others()]
+        await asyncio.gather(*(quietly(self._recall_from(peer)) for peer in peers))
+
+    async def _recall_from(self, peer: str) -> None:
+        async with asyncio.timeout(RECALL_TIMEOUT_S):
+            reply = await self._shards.recall(peer)
+        news, gone = await self._overlay.learn(reply.staged, reply.ended)
+        for file in [*gone, *news]:
+            spot = spot_of(self._table, file.path)
+            is_here = self._overlay.has(spot.directory, spot.name)
+            one = Kept(file.path, file.attributes if is_here else None, 0.0)
+            self._catalog.tell(spot.source, spot.parent, self._note(spot, one))
+        if news or gone:
+            log.info("recalled", peer=peer, staged=len(news), ended=len(gone))
 
     async def announce_tree(self, *paths: str) -> None:
         """Have all doubt what they know of directories and of all that is below them."""
@@ -219,3 +284,7 @@ class Announcer:
 
 def _all(request: AnnounceRequest) -> list[Kept]:
     return [*request.kept, *(Kept(f.path, f.attributes, 0.0) for f in request.staged)]
+
+
+def _reply(known: StagedFile) -> AssertReply:
+    return AssertReply(is_ended=False, over=known.over, formers=known.formers, digest=known.digest)

@@ -9,7 +9,7 @@ can't bring it back.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
@@ -27,6 +27,9 @@ BELIEVED_S = 120.0
 ENDED_FOR_S = 7 * 86_400.0
 ENDED_MAX = 100_000
 FORMERS_MAX = 8
+RECALLED_S = 3600.0
+RECALLED_MAX = 10_000
+"""What has ended so lately, and no more of it, is told to an owner who was away."""
 
 
 @dataclass(slots=True)
@@ -36,7 +39,7 @@ class _Known:
 
 
 @dataclass(frozen=True, slots=True)
-class _End:
+class End:
     """What became of a staged file at one path."""
 
     wall_s: float
@@ -46,9 +49,9 @@ class _End:
         return b"%r\0%b" % (self.wall_s, path_bytes(self.moved_to))
 
 
-def _end_of(value: bytes) -> _End:
+def _end_of(value: bytes) -> End:
     wall_s, _, target = value.partition(b"\0")
-    return _End(float(wall_s), path_text(target))
+    return End(float(wall_s), path_text(target))
 
 
 class Overlay:
@@ -70,7 +73,7 @@ class Overlay:
         self._clock = clock
         self._wall_clock = wall_clock
         self._known: dict[bytes, dict[str, _Known]] = {}
-        self._ended: dict[bytes, _End] = {}
+        self._ended: dict[bytes, End] = {}
 
     async def load(self) -> None:
         now_s = self._clock()
@@ -92,11 +95,9 @@ class Overlay:
     def has(self, directory: bytes, name: str) -> bool:
         return name in self._known.get(directory, ())
 
-    def knows(self, file: StagedFile) -> bool:
-        """Whether it was ever heard of, at its path."""
-        directory, name = self._spot(file.path)
-        is_ended = _end_key(file.token, file.path) in self._ended
-        return is_ended or self.is_of(directory, name, file.token)
+    def end_of(self, file: StagedFile) -> End | None:
+        """Return what became of a file at its path; None while it is there, or never was."""
+        return self._ended.get(_end_key(file.token, file.path))
 
     def is_of(self, directory: bytes, name: str, token: str) -> bool:
         """Whether it is that file which is staged under a name."""
@@ -167,6 +168,54 @@ class Overlay:
         await self._names.put({_key(directory, name): encode_staged(known.file)})
         return False
 
+    def told(
+        self, is_theirs: Callable[[bytes], bool]
+    ) -> tuple[list[StagedFile], dict[bytes, bytes]]:
+        """Return what is staged in directories, and what has ended lately, for another owner."""
+        staged = [
+            known.file
+            for directory, names in self._known.items()
+            if is_theirs(directory)
+            for known in names.values()
+            if self._is_believed(known)
+        ]
+        since_s = self._wall_clock() - RECALLED_S
+        ended: dict[bytes, bytes] = {}
+        for key, end in reversed(self._ended.items()):
+            if end.wall_s < since_s or len(ended) >= RECALLED_MAX:
+                break
+            ended[key] = end.packed()
+        return staged, ended
+
+    async def learn(
+        self, staged: Iterable[StagedFile], ended: Mapping[bytes, bytes]
+    ) -> tuple[list[StagedFile], list[StagedFile]]:
+        """Note what another owner knows; return what is news, and what is staged no more."""
+        news: list[StagedFile] = []
+        gone: list[StagedFile] = []
+        new_ends = {key: value for key, value in ended.items() if key not in self._ended}
+        self._ended |= {key: _end_of(value) for key, value in new_ends.items()}
+        for directory, names in list(self._known.items()):
+            for name, known in list(names.items()):
+                if _end_key(known.file.token, known.file.path) in new_ends:
+                    gone.append(known.file)
+                    del names[name]
+            if not names:
+                del self._known[directory]
+        for file in staged:
+            directory, name = self._spot(file.path)
+            before = self._known.get(directory, {}).get(name)
+            is_older = before is not None and before.file.queued_s > file.queued_s
+            if is_older or _end_key(file.token, file.path) in self._ended:
+                continue
+            news.append(file)
+            self._known.setdefault(directory, {})[name] = _Known(file, self._clock())
+        changes: dict[bytes, bytes | None] = {_key(*self._spot(f.path)): None for f in gone}
+        changes |= {_key(*self._spot(f.path)): encode_staged(f) for f in news}
+        await self._names.put(changes)
+        await self._ended_notes.put(new_ends)
+        return news, gone
+
     async def forget(self, directory: bytes, name: str, *, moved_to: str = "") -> None:
         """Note that a name is staged no more, and the path that its file has instead."""
         known = self._known.get(directory, {}).pop(name, None)
@@ -179,7 +228,7 @@ class Overlay:
 
     async def end(self, token: str, path: str, *, moved_to: str = "") -> None:
         """Note that a staged file is not to go to a path any more."""
-        ended = _End(self._wall_clock(), moved_to)
+        ended = End(self._wall_clock(), moved_to)
         key = _end_key(token, path)
         self._ended.pop(key, None)  # it is the newest of all
         self._ended[key] = ended

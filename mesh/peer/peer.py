@@ -228,6 +228,7 @@ async def _running(
         tasks.create_task(_steadily(name, work), name=name)
     stack.push_async_callback(membership.leave)
     await _enter(settings, membership, presence, store, tasks)
+    await scribe.recall()
     stack.push_async_callback(presence.drain, for_s=settings.drain_s)
     stack.push_async_callback(scribe.uploads.drain, for_s=settings.flush_s)
     keeper.start()

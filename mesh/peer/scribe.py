@@ -26,7 +26,7 @@ from mesh.store.staging import Staging
 from mesh.store.store import BlockStore
 from mesh.understore.table import MountTable
 from mesh.wire.local import Handler as LocalHandler
-from mesh.wire.staged import ALL_UPLOADS, ASSERT, FLUSH, HAVE, HOLD, RETARGET, UPLOADS
+from mesh.wire.staged import ALL_UPLOADS, ASSERT, FLUSH, HAVE, HOLD, RECALL, RETARGET, UPLOADS
 from mesh.wire.writes import ALTER, ANNOUNCE, GROW, PUBLISH, RETIRE, TURN
 
 
@@ -102,12 +102,17 @@ class Scribe:
         await self._overlay.load()
         await self.stager.load()
 
+    async def recall(self) -> None:
+        """Learn what was staged, and what has ended, while this peer was away."""
+        await self._announcer.recall()
+
     def handlers(self) -> list[Handler]:
         """Return what neighbors may ask, and what this host's people alone may."""
         return [
             (ANNOUNCE, self._announcer.take, False),
             (TURN, self._turns.take, False),
             (ASSERT, self._announcer.claimed, False),
+            (RECALL, self._announcer.recalled, False),
             (HAVE, self.stager.have, False),
             (HOLD, self.stager.hold, False),
             (RETARGET, self.uploads.retargeted, False),

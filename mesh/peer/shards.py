@@ -28,7 +28,7 @@ from mesh.wire.messages import (
     LookupRequest,
     StatReply,
 )
-from mesh.wire.staged import ASSERT, AssertReply, AssertRequest
+from mesh.wire.staged import ASSERT, RECALL, AssertReply, AssertRequest, RecallReply, RecallRequest
 from mesh.wire.writes import ANNOUNCE, TURN, AnnounceRequest, TurnRequest
 
 log = structlog.get_logger()
@@ -187,6 +187,11 @@ class Shards:
     async def claim(self, peer: str, request: AssertRequest) -> AssertReply:
         """Ask an owner whether a staged file is still wanted."""
         return await self._neighbors.ask(peer, ASSERT, request, timeout_s=ANSWER_TIMEOUT_S)
+
+    async def recall(self, peer: str) -> RecallReply:
+        """Ask what is staged in directories that this peer owns, and what has ended."""
+        request = RecallRequest(self.me)
+        return await self._neighbors.ask(peer, RECALL, request, timeout_s=ANSWER_TIMEOUT_S)
 
     async def keep(self, peer: str, request: KeepRequest) -> None:
         """Have the second owner keep what this one has learned."""

@@ -187,10 +187,14 @@ class Uploads:
         claiming = len(running) - uploading
         now_s = self._clock()
         claim_every_s = max(CLAIM_EVERY_S, len(files) / CLAIMS_PER_S)
+        newest = {file.path: file.token for file in files if file.holders[0] == self._neighbors.me}
         for file in files:
             job = self._jobs.setdefault(file.token, _Job(claimed_s=now_s))
             is_free = job.task is None and not job.is_kept and now_s >= job.next_s
             if not is_free or not self._is_mine(file):
+                continue
+            if newest.get(file.path, file.token) != file.token:
+                self._begin(self._replaced, file, job, is_uploading=False)
                 continue
             if uploading < AT_ONCE:
                 uploading += 1
@@ -248,6 +252,10 @@ class Uploads:
         if now != file:
             await self._stager.change(now)
         return now
+
+    async def _replaced(self, file: StagedFile, job: _Job) -> None:
+        """Let go of what a newer file of this host has replaced, whatever owners remember."""
+        await self._end(file)
 
     async def _upload(self, file: StagedFile, job: _Job) -> None:
         job.began_s, job.sent_bytes = self._clock(), 0

@@ -57,6 +57,9 @@ class AssertRequest:
     is_doubted: bool = False
     """Its writer is there and does not have it."""
 
+    is_copy: bool = False
+    """Another owner asks: say what is known, and note nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class HaveRequest:
@@ -78,6 +81,19 @@ class AssertReply:
 
     formers: tuple[bytes, ...] = ()
     digest: bytes = b""
+    is_unknown: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RecallRequest:
+    asker: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecallReply:
+    staged: tuple[StagedFile, ...]
+    ended: dict[bytes, bytes]
+    """As the journal has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +194,50 @@ def decode_staged(data: bytes) -> StagedFile:
     return staged_of(pb.StagedFile.FromString(data))
 
 
+def _encode_assert(value: AssertRequest) -> bytes:
+    return pb.AssertRequest(
+        file=staged_to(value.file), is_doubted=value.is_doubted, is_copy=value.is_copy
+    ).SerializeToString()
+
+
 def _decode_assert(data: bytes) -> AssertRequest:
     value = pb.AssertRequest.FromString(data)
-    return AssertRequest(staged_of(value.file), value.is_doubted)
+    return AssertRequest(staged_of(value.file), value.is_doubted, value.is_copy)
+
+
+def _encode_asserted(value: AssertReply) -> bytes:
+    return pb.AssertReply(
+        is_ended=value.is_ended,
+        over=value.over,
+        path=path_bytes(value.path),
+        formers=value.formers,
+        digest=value.digest,
+        is_unknown=value.is_unknown,
+    ).SerializeToString()
+
+
+def _decode_asserted(data: bytes) -> AssertReply:
+    value = pb.AssertReply.FromString(data)
+    return AssertReply(
+        value.is_ended,
+        value.over,
+        path_text(value.path),
+        tuple(value.formers),
+        value.digest,
+        value.is_unknown,
+    )
+
+
+def _encode_recalled(value: RecallReply) -> bytes:
+    return pb.RecallReply(
+        staged=map(staged_to, value.staged), ended_keys=value.ended, ended=value.ended.values()
+    ).SerializeToString()
+
+
+def _decode_recalled(data: bytes) -> RecallReply:
+    value = pb.RecallReply.FromString(data)
+    ended = dict(zip(value.ended_keys, value.ended, strict=True))
+    return RecallReply(tuple(map(staged_of, value.staged)), ended)
 
 
 def _decode_have(data: bytes) -> HaveRequest:
@@ -190,13 +247,6 @@ def _decode_have(data: bytes) -> HaveRequest:
 def _decode_had(data: bytes) -> HaveReply:
     value = pb.HaveReply.FromString(data)
     return HaveReply(tuple(value.tokens), tuple(value.pending))
-
-
-def _decode_asserted(data: bytes) -> AssertReply:
-    value = pb.AssertReply.FromString(data)
-    return AssertReply(
-        value.is_ended, value.over, path_text(value.path), tuple(value.formers), value.digest
-    )
 
 
 def _encode_hold(value: HoldRequest) -> bytes:
@@ -281,21 +331,16 @@ def _decode_flush(data: bytes) -> FlushRequest:
 
 
 ASSERT: Method[AssertRequest, AssertReply] = Method(
-    SERVICE,
-    "Assert",
-    lambda q: pb.AssertRequest(file=staged_to(q.file), is_doubted=q.is_doubted).SerializeToString(),
-    _decode_assert,
-    lambda a: pb.AssertReply(
-        is_ended=a.is_ended,
-        over=a.over,
-        path=path_bytes(a.path),
-        formers=a.formers,
-        digest=a.digest,
-    ).SerializeToString(),
-    _decode_asserted,
+    SERVICE, "Assert", _encode_assert, _decode_assert, _encode_asserted, _decode_asserted
 )
-
-
+RECALL: Method[RecallRequest, RecallReply] = Method(
+    SERVICE,
+    "Recall",
+    lambda q: pb.RecallRequest(asker=q.asker).SerializeToString(),
+    lambda data: RecallRequest(pb.RecallRequest.FromString(data).asker),
+    _encode_recalled,
+    _decode_recalled,
+)
 HAVE: Method[HaveRequest, HaveReply] = Method(
     SERVICE,
     "Have",

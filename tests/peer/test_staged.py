@@ -13,16 +13,18 @@ from mesh.blocks import MIB, holders_of, is_staged
 from mesh.errors import Exists, NotFound, StoreFull, UnderStoreUnavailable
 from mesh.metrics import total
 from mesh.peer import alterations, doubts, stager, uploads, writer
+from mesh.peer.alterations import staged_file
 from mesh.peer.scribe import Scribe
 from mesh.peer.stager import Stager
 from mesh.peer.uploads import Uploads
+from mesh.store.entries import directory_key
 from mesh.testing.cluster import Cluster, running_cluster
-from mesh.testing.memory import MemoryUnderStore
+from mesh.testing.memory import SOURCE, MemoryUnderStore
 from mesh.understore.understore import Durability
 from mesh.wire.messages import Nothing
 from mesh.wire.staged import FlushRequest, RetargetReply, RetargetRequest, StagedFile
 from mesh.wire.writes import AlterRequest, Verb
-from tests.writers import DATA, NAMES, PATH, Host, host_of, until
+from tests.writers import DATA, NAMES, PATH, Host, host_of, owners, until
 
 OTHER = "models/other.bin"
 
@@ -222,6 +224,43 @@ async def test_what_its_writer_has_lost_is_persisted_by_a_holder(tmp_path: Path)
         mesh.store.come_back()
         await until(lambda: mesh.store.files.get(PATH) == DATA)
         await until(lambda: not mesh.stager(holder).files)
+
+
+async def test_an_owner_who_was_away_learns_what_was_staged_and_what_has_ended(
+    tmp_path: Path,
+) -> None:
+    async with staged(tmp_path) as mesh:
+        first, _, writer = owners(mesh.cluster)
+        host = {"a": mesh.a, "b": mesh.b, "c": mesh.c}[writer]
+        await host.put(b"one")
+        await host.put(b"gone", OTHER)
+        await mesh.cluster.stop(first)
+        await host.put(b"two")
+        await host.writes.alter(alter(Verb.REMOVE, OTHER))
+        await mesh.cluster.start(first)
+        names = mesh.scribe(first)._overlay.names(directory_key(SOURCE, "models"))
+        assert list(names) == ["new.bin"]
+        assert names["new.bin"].size_bytes == 3
+        mesh.store.come_back()
+        await mesh.flush()
+        assert mesh.store.files == {"models/old": b"", PATH: b"two"}
+        assert await host.names() == ["new.bin", "old"]
+
+
+async def test_an_owner_who_knows_nothing_asks_the_other_one(tmp_path: Path) -> None:
+    async with staged(tmp_path) as mesh:
+        first, second, writer = owners(mesh.cluster)
+        host = {"a": mesh.a, "b": mesh.b, "c": mesh.c}[writer]
+        one = await host.put(b"one")
+        two = await host.put(b"two")
+        overlay = mesh.scribe(first)._overlay
+        overlay._known.clear()
+        overlay._ended.clear()
+        claim = mesh.scribe(writer)._announcer.claim
+        assert (await claim(staged_file(PATH, one.attributes))).is_ended
+        reply = await claim(staged_file(PATH, two.attributes))
+        assert (reply.is_ended, len(reply.formers)) == (False, 1)
+        assert mesh.scribe(second)._overlay.names(directory_key(SOURCE, "models"))
 
 
 async def test_of_two_hosts_one_makes_a_file_for_itself(tmp_path: Path) -> None:

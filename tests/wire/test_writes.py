@@ -108,7 +108,7 @@ REQUESTS: list[tuple[Method[Any, Any], st.SearchStrategy[object]]] = [
             tokens,
         ),
     ),
-    (g.ASSERT, st.builds(g.AssertRequest, staged, st.booleans())),
+    (g.ASSERT, st.builds(g.AssertRequest, staged, st.booleans(), st.booleans())),
     (g.HAVE, st.builds(g.HaveRequest, st.lists(tokens, max_size=3).map(tuple))),
     (
         g.HOLD,
@@ -133,6 +133,7 @@ REPLIES: list[tuple[Method[Any, Any], st.SearchStrategy[object]]] = [
             paths,
             st.lists(st.binary(max_size=16), max_size=3).map(tuple),
             st.binary(max_size=16),
+            st.booleans(),
         ),
     ),
     (g.HOLD, st.just(Nothing())),
@@ -156,7 +157,8 @@ FULL: list[tuple[Method[Any, Any], Any]] = [
             "me", (Kept("p", ABOUT, 1.5), Kept("q", None, 0.5)), (STAGED,), True, True, "r", "t"
         ),
     ),
-    (g.ASSERT, g.AssertRequest(STAGED, True)),
+    (g.ASSERT, g.AssertRequest(STAGED, True, True)),
+    (g.RECALL, g.RecallRequest("me")),
     (g.HAVE, g.HaveRequest(("t", "u"))),
     (g.HOLD, g.HoldRequest(STAGED, "me", 7, "d", True, True)),
     (g.PULL, g.PullRequest("d", 3, 9)),
@@ -185,7 +187,9 @@ def test_no_field_of_a_reply_is_left_behind() -> None:
     assert g.UPLOADS.decode_reply(g.UPLOADS.encode_reply(waiting_)) == waiting_
     had = g.HaveReply(("t",), ("u",))
     assert g.HAVE.decode_reply(g.HAVE.encode_reply(had)) == had
-    asserted = g.AssertReply(True, "over", "p", (b"e",), b"d")
+    recalled = g.RecallReply((STAGED,), {b"k": b"v"})
+    assert g.RECALL.decode_reply(g.RECALL.encode_reply(recalled)) == recalled
+    asserted = g.AssertReply(True, "over", "p", (b"e",), b"d", True)
     assert g.ASSERT.decode_reply(g.ASSERT.encode_reply(asserted)) == asserted
     found = StatReply(ABOUT, FILE, True, 1.5, 2.5)
     assert w.PUBLISH.decode_reply(w.PUBLISH.encode_reply(found)) == found
@@ -229,7 +233,7 @@ def test_a_verb_of_a_newer_mesh_is_no_other_verb() -> None:
 def test_mounts_may_ask_for_all_of_it_but_announce_nothing() -> None:
     asked = {method.name for method in METHODS if method is not None}
     assert {"Grow", "Publish", "Retire", "Alter"} <= asked
-    for method in (w.ANNOUNCE, g.ASSERT, g.HAVE, g.HOLD, g.PULL, g.RETARGET):
+    for method in (w.ANNOUNCE, g.ASSERT, g.RECALL, g.HAVE, g.HOLD, g.PULL, g.RETARGET):
         assert method.name not in asked
 
 

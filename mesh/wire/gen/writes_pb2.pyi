@@ -130,8 +130,11 @@ class AssertRequest(_message.Message):
 
     FILE_FIELD_NUMBER: _builtins.int
     IS_DOUBTED_FIELD_NUMBER: _builtins.int
+    IS_COPY_FIELD_NUMBER: _builtins.int
     is_doubted: _builtins.bool
     """Its writer is there and does not have it: what owners never heard of has ended."""
+    is_copy: _builtins.bool
+    """Another owner asks: say what is known, and note nothing."""
     @_builtins.property
     def file(self) -> Global___StagedFile: ...
     def __init__(
@@ -139,14 +142,64 @@ class AssertRequest(_message.Message):
         *,
         file: Global___StagedFile | None = ...,
         is_doubted: _builtins.bool = ...,
+        is_copy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "is_doubted", b"is_doubted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "is_copy", b"is_copy", "is_doubted", b"is_doubted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AssertRequest: _TypeAlias = AssertRequest  # noqa: Y015
+
+@_typing.final
+class RecallRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASKER_FIELD_NUMBER: _builtins.int
+    asker: _builtins.str
+    def __init__(
+        self,
+        *,
+        asker: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asker", b"asker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecallRequest: _TypeAlias = RecallRequest  # noqa: Y015
+
+@_typing.final
+class RecallReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGED_FIELD_NUMBER: _builtins.int
+    ENDED_KEYS_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def staged(self) -> _containers.RepeatedCompositeFieldContainer[Global___StagedFile]: ...
+    @_builtins.property
+    def ended_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """What has ended lately: as the journal has it."""
+
+    @_builtins.property
+    def ended(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        staged: _abc.Iterable[Global___StagedFile] | None = ...,
+        ended_keys: _abc.Iterable[_builtins.bytes] | None = ...,
+        ended: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "ended_keys", b"ended_keys", "staged", b"staged"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecallReply: _TypeAlias = RecallReply  # noqa: Y015
 
 @_typing.final
 class HaveRequest(_message.Message):
@@ -203,6 +256,7 @@ class AssertReply(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     FORMERS_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    IS_UNKNOWN_FIELD_NUMBER: _builtins.int
     is_ended: _builtins.bool
     """It is persisted, replaced or removed: the holder may let it go."""
     over: _builtins.str
@@ -211,6 +265,8 @@ class AssertReply(_message.Message):
     """Where it went, if it was renamed and the holder did not hear of it."""
     digest: _builtins.bytes
     """As the owner knows it: who renames a file has only seen its attributes."""
+    is_unknown: _builtins.bool
+    """Nobody ever told of it."""
     @_builtins.property
     def formers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """See StagedFile."""
@@ -223,10 +279,11 @@ class AssertReply(_message.Message):
         path: _builtins.bytes = ...,
         formers: _abc.Iterable[_builtins.bytes] | None = ...,
         digest: _builtins.bytes = ...,
+        is_unknown: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "formers", b"formers", "is_ended", b"is_ended", "over", b"over", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "formers", b"formers", "is_ended", b"is_ended", "is_unknown", b"is_unknown", "over", b"over", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
