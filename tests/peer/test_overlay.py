@@ -18,7 +18,7 @@ from mesh.testing.clock import ManualClock
 from mesh.testing.memory import SOURCE, MemoryUnderStore
 from mesh.understore.table import MountTable
 from mesh.understore.understore import UnderStoreSettings
-from mesh.wire.writes import StagedFile
+from mesh.wire.staged import StagedFile
 
 DIRECTORY = directory_key(SOURCE, "ckpt")
 FILE = StagedFile("t" * 32, "ckpt/f", 5, "", 0o644, 7, ("a", "b"), 100.0)

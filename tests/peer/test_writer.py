@@ -23,13 +23,7 @@ from mesh.peer import writer as writer_module
 from mesh.store.drafts import DRAFTS
 from mesh.testing.cluster import Cluster
 from mesh.testing.memory import MemoryUnderStore
-from mesh.wire.writes import (
-    PUBLISH,
-    RETIRE,
-    GrowRequest,
-    PublishRequest,
-    RetireRequest,
-)
+from mesh.wire.writes import PUBLISH, RETIRE, GrowRequest, PublishRequest, RetireRequest
 from tests.writers import (
     DATA,
     OLD,

@@ -20,12 +20,7 @@ from mesh.metrics import total
 from mesh.store.drafts import DRAFTS
 from mesh.testing.memory import MemoryUnderStore
 from mesh.wire.messages import Change
-from mesh.wire.writes import (
-    PUBLISH,
-    AlterRequest,
-    PublishRequest,
-    Verb,
-)
+from mesh.wire.writes import PUBLISH, AlterRequest, PublishRequest, Verb
 from tests.writers import (
     DATA,
     OLD,
