@@ -19,6 +19,7 @@ import structlog
 from mesh.blocks import KIB, MIB
 from mesh.client.client import ClientSettings, open_client
 from mesh.errors import Unusable
+from mesh.fuse.guardian import guard
 from mesh.fuse.operations import KernelSettings, MeshOperations
 from mesh.fuse.view import View
 from mesh.metrics import Metrics
@@ -119,6 +120,8 @@ async def run_mount(
             await asyncio.wait({asked, serving}, return_when=asyncio.FIRST_COMPLETED)
             if asked.done():
                 _raise_read_ahead(settings)
+                if (connection := connection_of(settings.mountpoint)) is not None:
+                    guard(os.getpid(), connection)
                 mounted()
             with suppress(asyncio.CancelledError):
                 await serving
