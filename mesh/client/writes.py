@@ -13,7 +13,7 @@ import structlog
 from mesh.client.draft import Draft
 from mesh.client.file import MeshFile
 from mesh.clock import Clock
-from mesh.errors import MeshError, NotFound, PeerUnavailable, StoreFull
+from mesh.errors import MeshError, PeerUnavailable, StoreFull
 from mesh.store.drafts import make_draft, new_token
 from mesh.wire.basics import Method
 from mesh.wire.local import LocalChannel
@@ -28,7 +28,6 @@ from mesh.wire.writes import (
     GrowRequest,
     PublishRequest,
     RetireRequest,
-    Verb,
 )
 
 log = structlog.get_logger()
@@ -92,14 +91,8 @@ class Writes:
 
     async def alter(self, request: AlterRequest) -> AlterReply:
         """Do something to a name; raises what the caller is to hear."""
-        repeated = asyncio.Event()
-        try:
-            return await self._call(ALTER, request, timeout_s=ALTER_TIMEOUT_S, repeated=repeated)
-        except NotFound:
-            # The first time there was no answer, but it was done.
-            if repeated.is_set() and request.verb in (Verb.REMOVE, Verb.REMOVE_DIRECTORY):
-                return AlterReply()
-            raise
+        again = replace(request, is_again=True)
+        return await self._call(ALTER, request, timeout_s=ALTER_TIMEOUT_S, again=again)
 
     async def grow(self, request: GrowRequest) -> None:
         await self._own.call(GROW, request, timeout_s=CALL_TIMEOUT_S)
@@ -122,12 +115,11 @@ class Writes:
         request: Q,
         *,
         timeout_s: float,
-        again: Q | None = None,
-        repeated: asyncio.Event | None = None,
+        again: Q,
     ) -> A:
         """Ask the own peer, and wait for it if it is away, but not for ever.
 
-        It is asked *again* with that, and *repeated* is set then.
+        It is asked *again* with that.
         """
         deadline_s = self._clock() + PEER_WAIT_S
         is_told = False
@@ -141,7 +133,5 @@ class Writes:
                 if not is_told:
                     log.warning("write waits", method=method.name, reason=str(error))
                     is_told = True
-            request = request if again is None else again
-            if repeated is not None:
-                repeated.set()
+            request = again
             await asyncio.sleep(PAUSE_S)

@@ -315,7 +315,9 @@ class Edits:
             except MeshError:
                 continue  # who reads it on meets that himself
             now, before = reply.attributes, node.attributes
-            is_same = under_store_tag(now.tag) == under_store_tag(before.tag)
+            is_same = identity_of(now.tag) == identity_of(before.tag) or (
+                under_store_tag(now.tag) == under_store_tag(before.tag) != ""
+            )
             if node.draft is not None and not node.is_begun:
                 node.draft.over = now.tag
             elif is_same and now.size_bytes == before.size_bytes and reply.file is not None:
@@ -329,6 +331,9 @@ class Edits:
         if not is_exclusive:
             await self._save(target)
         request = AlterRequest(Verb.RENAME, path, target, is_exclusive)
+        if node is not None:
+            about = node.attributes
+            request = replace(request, size_bytes=about.size_bytes, tag=about.tag)
         reply = await self._client.writes.alter(request)
         if node is not None and reply.found is not None:
             about = reply.found.attributes

@@ -15,8 +15,10 @@ from contextlib import suppress
 from dataclasses import replace
 
 from mesh.blocks import (
+    WRITTEN,
     Attributes,
     holders_of,
+    identity_of,
     is_staged,
     token_of,
     under_store_tag,
@@ -81,7 +83,7 @@ class Alterations:
             if self._table.names_below(each) and each:
                 raise Refused(f"{each}: a mount lies below it")
         request = replace(request, path=path, target=target)
-        deadline_s, pause_s, is_again = self._clock() + PUBLISH_S, PAUSE_S, False
+        deadline_s, pause_s, is_again = self._clock() + PUBLISH_S, PAUSE_S, request.is_again
         while True:
             try:
                 return await self._verbs[request.verb](request, is_again=is_again)
@@ -161,7 +163,13 @@ class Alterations:
         if request.path == request.target:
             return AlterReply(await self._catalog.stat(request.path))
         async with self._turns.of(request.path, request.target):
-            return await self._renamed(request, is_again=is_again)
+            try:
+                return await self._renamed(request, is_again=is_again)
+            except NotFound:
+                found = await self._found(request.target) if is_again else None
+                if found is None or not _is_that(found, request):
+                    raise
+                return AlterReply(self._reply(request.target, found))  # it was done before
 
     async def _renamed(
         self, request: AlterRequest, *, is_again: bool, refresh: bool = False
@@ -322,3 +330,12 @@ def staged_file(path: str, about: Attributes) -> StagedFile:
         holders=tuple(holders_of(about.tag)),
         queued_s=about.mtime_ns / 1e9,
     )
+
+
+def _is_that(found: Attributes, request: AlterRequest) -> bool:
+    """Whether what is found is what was to be renamed, as its mount knew it."""
+    if found.is_directory or not request.tag:
+        return found.is_directory and not request.tag
+    if request.tag.startswith(WRITTEN):
+        return identity_of(found.tag) == identity_of(request.tag)
+    return found.size_bytes == request.size_bytes

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import structlog
 
-from mesh.blocks import WRITTEN, is_staged, token_of, under_store_tag
+from mesh.blocks import WRITTEN, identity_of, is_staged, token_of, under_store_tag
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import MeshError, NotFound, Unavailable
 from mesh.paths import Spot, spot_of
@@ -134,12 +134,23 @@ class Announcer:
 
     def _over(self, file: StagedFile) -> StagedFile:
         """Return a staged file that may replace what the mesh itself has persisted there."""
-        spot = spot_of(self._table, file.path)
-        record, _ = self._entries.look(spot.directory, spot.name)
-        tag = "" if record is None or record.attributes is None else record.attributes.tag
+        tag = self._noted_tag(spot_of(self._table, file.path))
         if tag.startswith(WRITTEN) and not is_staged(tag):
             return replace(file, over=under_store_tag(tag))
-        return file
+        return self._resolved(file)
+
+    def _resolved(self, file: StagedFile) -> StagedFile:
+        """Return a staged file that may replace just what its writer saw: if that was staged,
+        what the under-store calls it by now."""
+        if not file.over.startswith(WRITTEN):
+            return file
+        tag = self._noted_tag(spot_of(self._table, file.path))
+        is_that = identity_of(tag) == file.over and not is_staged(tag)
+        return replace(file, over=under_store_tag(tag) if is_that else "")
+
+    def _noted_tag(self, spot: Spot) -> str:
+        record, _ = self._entries.look(spot.directory, spot.name)
+        return "" if record is None or record.attributes is None else record.attributes.tag
 
     async def _uncover(self, one: Kept, request: AnnounceRequest) -> bool:
         """Take away what is staged under a name; say whether what was done to it is news."""
@@ -202,7 +213,7 @@ class Announcer:
             if not known.is_unknown:
                 file = replace(file, over=known.over, formers=known.formers, digest=known.digest)
         was_known = self._overlay.is_of(spot.directory, spot.name, file.token)
-        kept = await self._overlay.claim(file)
+        kept = await self._overlay.claim(self._resolved(file))
         if kept is None:
             return AssertReply(is_ended=True)
         if kept.path != file.path:

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 import structlog
 
-from mesh.blocks import DIRECTORY, Attributes, DirectoryEntry, FileVersion
+from mesh.blocks import DIRECTORY, Attributes, DirectoryEntry, FileVersion, is_staged
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import MeshError, NotFound, Unavailable, UnderStoreUnavailable
 from mesh.metrics import Metrics
@@ -265,6 +265,9 @@ class Catalog:
         fresh_s = spot.fresh_s(about, since_s, now_s)
         if not fresh_s or (about and not about.is_directory and not about.tag):
             return None
+        is_ours = about and is_staged(about.tag) and self._shards.owns(spot.directory)
+        if is_ours and spot.name not in self.staged(spot.directory):
+            return None  # no holder speaks of it any more
         if about is None and not self._table.names_below(spot.path):
             self._metrics.catalog_requests.labels("cached").inc()
             raise NotFound(f"{spot.path}: no such file")
@@ -272,11 +275,8 @@ class Catalog:
         return spot.reply(about or DIRECTORY, known_s=age_s(since_s, now_s), fresh_s=fresh_s)
 
     def _stale(self, spot: Spot, reason: str) -> StatReply | None:
-        """Return what was known last, marked as stale, if it was something.
-
-        Raises `NotFound` for a name that was not there, as far as was known last: so a file
-        can be made, and staged, where its under-store does not answer.
-        """
+        """Return what was known last, marked as stale; `NotFound` if the name was not there:
+        so that a file can be made, and staged, while its under-store does not answer."""
         record, since_s = self._entries.look(spot.directory, spot.name)
         about = None if record is None else record.attributes
         if about is None and spot.name and self._entries.listed_s(spot.directory) is not None:

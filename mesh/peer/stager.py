@@ -22,7 +22,15 @@ from pathlib import Path
 import structlog
 from crc32c import crc32c
 
-from mesh.blocks import MIB, PIECE_BYTES, FileVersion, piece_range, under_store_tag
+from mesh.blocks import (
+    MIB,
+    PIECE_BYTES,
+    FileVersion,
+    identity_of,
+    is_staged,
+    piece_range,
+    under_store_tag,
+)
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import BlockCorrupt, Exists, MeshError, NotFound, StoreFull, Unavailable
 from mesh.membership.view import State
@@ -32,7 +40,7 @@ from mesh.peer.announcer import Announcer
 from mesh.peer.neighbors import RingNeighbors
 from mesh.peer.once import quietly
 from mesh.peer.turns import Turns
-from mesh.store.drafts import Digests, Drafts, make_draft, new_token, read_part
+from mesh.store.drafts import Digests, Drafts, digested_file, make_draft, new_token, read_part
 from mesh.store.extents import write_all
 from mesh.store.staging import Staging
 from mesh.store.store import BlockStore
@@ -67,8 +75,6 @@ INCOMING_IDLE_S = 600.0
 
 FILES_MAX = 10_000
 """Each is claimed again and again: see `uploads.CLAIMS_PER_S`."""
-
-DIGEST_BYTES = 8 * MIB
 
 
 @dataclass(slots=True)
@@ -153,7 +159,9 @@ class Stager:
         self._store.held.add(version.id)
         if version.block_count and not await self._store.holds(version, 0):
             path = self._staging.path(file.token)
-            digests = await asyncio.to_thread(_digested, path, file.size_bytes, version.block_bytes)
+            digests = await asyncio.to_thread(
+                digested_file, path, file.size_bytes, version.block_bytes
+            )
             await self._adopt(file, path, digests)
         self._note(file)
         log.info("staged before", path=file.path, size_bytes=file.size_bytes)
@@ -206,7 +214,7 @@ class Stager:
             token=new_token(),
             path=request.path,
             size_bytes=request.size_bytes,
-            over=under_store_tag(request.over),
+            over=_replaced(request.over),
             mode=request.mode,
             mtime_ns=int(now_s * 1e9),
             holders=(self._neighbors.me,),
@@ -223,7 +231,7 @@ class Stager:
     ) -> StatReply | None:
         block_bytes = spot.place.settings.block_bytes
         digested = asyncio.create_task(
-            asyncio.to_thread(_digested, path, request.size_bytes, block_bytes),
+            asyncio.to_thread(digested_file, path, request.size_bytes, block_bytes),
             name=f"digest {file.path}",
         )
         try:
@@ -457,13 +465,20 @@ class Stager:
         await self._staging.change(file.token, encode_staged(file))
 
     async def forget(self, token: str) -> None:
-        """Let a file go: the under-store has it, or nobody wants it any more."""
+        """Let a file go: the under-store has it, or nobody wants it any more.
+
+        Whoever asked for it may be cancelled meanwhile; it is done to its end.
+        """
         file = self.files.pop(token, None)
         if file is None:
             return
         self.staged_bytes -= file.size_bytes
         self._tell_size()
-        await self._staging.remove(token)
+        work = quietly(self._forget(file))
+        await asyncio.shield(self._tasks.create_task(work, name=f"forget {file.path}"))
+
+    async def _forget(self, file: StagedFile) -> None:
+        await self._staging.remove(file.token)
         self._store.held.discard(self.version(file).id)
 
 
@@ -472,9 +487,7 @@ def _put(incoming: _Incoming, data: bytes) -> None:
     incoming.digests.add(data)
 
 
-def _digested(path: Path, size_bytes: int, block_bytes: int) -> Digests:
-    """Return the checksums of a file; `NotFound` when it is not so long."""
-    digests = Digests(block_bytes)
-    while (rest_bytes := size_bytes - digests.size_bytes) > 0:
-        digests.add(read_part(path, digests.size_bytes, min(DIGEST_BYTES, rest_bytes)))
-    return digests
+def _replaced(tag: str) -> str:
+    """Return what names the content that is replaced: the under-store's tag, or what it will
+    be told by, "mesh-TOKEN", while the under-store does not have that."""
+    return identity_of(tag) if is_staged(tag) else under_store_tag(tag)

@@ -196,6 +196,7 @@ class Writer:
                 place,
                 out,
                 lambda about: self._known(path, about, out),
+                patience_s=PUBLISH_S,
             )
 
     async def retire(self, request: RetireRequest) -> Nothing:
@@ -296,11 +297,17 @@ class Writer:
             await quietly(upload.abort())
 
     async def _published(
-        self, request: PublishRequest, place: Place, out: _Outgoing, show: Show[T]
+        self,
+        request: PublishRequest,
+        place: Place,
+        out: _Outgoing,
+        show: Show[T],
+        *,
+        patience_s: float,
     ) -> T:
-        """Have the under-store show a draft, in spite of all that passes by itself, and then
-        everybody else by *show*."""
-        deadline_s = self._clock() + PUBLISH_S
+        """Have the under-store show a draft, in spite of all that passes by itself within
+        *patience_s*, and then everybody else by *show*."""
+        deadline_s = self._clock() + patience_s
         pause_s, may_be_there = PAUSE_S, request.is_again
         over, met, has_turn = under_store_tag(request.over), 0, False
         async with AsyncExitStack() as turn:
@@ -437,7 +444,7 @@ class Writer:
             await self._announcer.announce(Kept(file.path, tagged, 0.0), is_persisted=True)
 
         try:
-            await self._published(request, place, out, show)
+            await self._published(request, place, out, show, patience_s=0.0)
         finally:
             await self._abort(out)
 

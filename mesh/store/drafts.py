@@ -23,7 +23,7 @@ from pathlib import Path
 
 from crc32c import crc32c
 
-from mesh.blocks import PIECE_BYTES, FileVersion, piece_count
+from mesh.blocks import MIB, PIECE_BYTES, FileVersion, piece_count
 from mesh.errors import NotFound
 from mesh.store.eviction import Rank
 from mesh.store.index import BlockRecord, grain_crcs
@@ -31,6 +31,7 @@ from mesh.store.store import BlockStore
 
 DRAFTS = "drafts"
 TOKEN_BYTES = 16
+DIGEST_BYTES = 8 * MIB
 PIECES_MAX = 65_536
 """64 GiB: of more the checksums would fill the memory, so that it is not kept as blocks."""
 
@@ -115,6 +116,14 @@ class Digests:
             pieces = self._pieces[first:last]
             yield tuple(crc for crc, _ in pieces), b"".join(grains for _, grains in pieces)
             first = last
+
+
+def digested_file(path: Path, size_bytes: int, block_bytes: int) -> Digests:
+    """Return the checksums of a file; `NotFound` when it is not so long."""
+    digests = Digests(block_bytes)
+    while (rest_bytes := size_bytes - digests.size_bytes) > 0:
+        digests.add(read_part(path, digests.size_bytes, min(DIGEST_BYTES, rest_bytes)))
+    return digests
 
 
 class Drafts:

@@ -61,6 +61,12 @@ class AlterRequest:
     target: str = ""
     is_exclusive: bool = False
     mode: int = 0
+    is_again: bool = False
+    """Asked before, without an answer: it may be done already."""
+
+    size_bytes: int = 0
+    tag: str = ""
+    """What the mount knows of the source of a rename."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +137,9 @@ def _encode_alter(value: AlterRequest) -> bytes:
         target=path_bytes(value.target),
         is_exclusive=value.is_exclusive,
         mode=value.mode,
+        is_again=value.is_again,
+        size_bytes=value.size_bytes,
+        tag=value.tag,
     ).SerializeToString()
 
 
@@ -142,6 +151,9 @@ def _decode_alter(data: bytes) -> AlterRequest:
         path_text(value.target),
         value.is_exclusive,
         value.mode,
+        value.is_again,
+        value.size_bytes,
+        value.tag,
     )
 
 

@@ -191,7 +191,7 @@ async def test_the_next_holder_uploads_for_a_writer_that_is_gone(tmp_path: Path)
 async def test_what_was_held_and_never_announced_is_seen_by_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def ended(*about: object) -> None:
+    async def ended(*about: object, **more: object) -> None:
         raise StoreFull("the writer ends here")
 
     async def not_taken_back(file: StagedFile) -> None:

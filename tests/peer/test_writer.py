@@ -269,7 +269,7 @@ async def test_a_mount_that_asks_again_has_its_file_once(tmp_path: Path) -> None
             await cluster.stop("a")
             await cluster.start("a")
             again = PublishRequest(draft.token, PATH, len(DATA), is_again=True)
-            reply = await a.writes._call(PUBLISH, again, timeout_s=20.0)
+            reply = await a.writes._call(PUBLISH, again, timeout_s=20.0, again=again)
             assert reply.attributes.size_bytes == len(DATA)
         assert under_store.files == {PATH: DATA}
         assert conflicts(cluster) == 0

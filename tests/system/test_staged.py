@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.hosts import Hosts, directory, mesh, until
+from mesh.testing.servers import MotoS3
+from tests.system.hosts import Hosts, directory, mesh, s3, until
 from tests.system.test_write import do
 
 pytestmark = pytest.mark.fuse
@@ -268,41 +269,90 @@ print(os.getxattr(view / "ckpt" / "f", "user.mesh.persisted").decode())
         elsewhere.rename(data)
 
 
-def test_programs_on_staged_files(tmp_path: Path) -> None:
-    with mounted(tmp_path, "copies", ["one", "two"]) as (hosts, (one, two), data):
+def test_a_directory_with_staged_files_is_renamed(tmp_path: Path) -> None:
+    with mounted(tmp_path, "copies", ["one", "two"]) as (_hosts, (one, two), data):
         told = do(
             one,
             """
-import sqlite3, subprocess
 other = Path(sys.argv[2])
-with sqlite3.connect(view / "db") as db:
-    db.execute("create table t (n integer)")
-    for n in range(5):
-        with db:
-            db.execute("insert into t values (?)", (n,))
-db.close()
-copy = sqlite3.connect(f"file:{other}/db?mode=ro", uri=True)
-print(copy.execute("select sum(n) from t").fetchone()[0])
-git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "safe.directory=*"]
-subprocess.run([*git, "init", "-q", view / "repo"], check=True)
-(view / "repo" / "file").write_text("text")
-subprocess.run([*git, "-C", view / "repo", "add", "."], check=True)
-subprocess.run([*git, "-C", view / "repo", "commit", "-qm", "first"], check=True)
-print(subprocess.run([*git, "-C", other / "repo", "log", "--format=%s"], check=True,
-                     capture_output=True, text=True).stdout.strip())
-with open(view / "log", "w") as log:
-    for n in range(3):
-        log.write(f"{n}\\n"); log.flush(); os.fsync(log.fileno())
-        print((other / "log").read_text().split())
+(view / "d" / "e").mkdir(parents=True)
+for number in range(5):
+    (view / "d" / "e" / f"{number}").write_bytes(bytes([number]) * 100_000)
+os.rename(view / "d", view / "moved")
+print(sorted(os.listdir(other / "moved" / "e")), os.listdir(other))
+print([(other / "moved" / "e" / f"{n}").read_bytes() == bytes([n]) * 100_000 for n in range(5)])
 """,
             str(two),
         )
-        assert told.splitlines() == ["10", "first", "['0']", "['0', '1']", "['0', '1', '2']"]
-        flushed(hosts, "one")
-        assert (data / "log").read_text() == "0\n1\n2\n"
-        done = subprocess.run(
-            ["git", "-c", "safe.directory=*", "-C", str(data / "repo"), "fsck", "--strict"],
-            check=False,
-            timeout=60,
-        )
-        assert done.returncode == 0
+        assert told.splitlines() == [f"{list('01234')} ['moved']", str([True] * 5)]
+        assert sorted(p.name for p in (data / "moved" / "e").iterdir()) == list("01234")
+
+
+def test_what_waits_is_shown(tmp_path: Path) -> None:
+    with mounted(tmp_path, "copies", ["one", "two"]) as (hosts, (one, _), data):
+        do(one, "os.listdir(view)")
+        elsewhere = away(data)
+        do(one, "(view / 'ckpt').write_bytes(bytes(3 << 20))")
+        config = str(hosts.config("two"))
+
+        def is_tried() -> bool:
+            return any(each["error"] for each in uploads(hosts, "two"))
+
+        until(is_tried, "it was tried")
+        table = mesh("uploads", "-c", config).stdout.splitlines()
+        assert table[0] == "1 files, 3.0 MiB"
+        assert table[2].startswith("ckpt")
+        assert "one, two" in table[2]
+        status = mesh("status", "-c", config).stdout
+        assert "writes: / copies" in status
+        assert "6.0 MiB staged" in status
+        seen = json.loads(mesh("status", "--json", "-c", config).stdout)
+        assert seen["durability"] == {"/": "copies"}
+        assert [peer["staged_files"] for peer in seen["peers"]] == [1, 1]
+        late = mesh("flush", "/ckpt", "--timeout", "1s", "-c", config)
+        assert (late.returncode, late.stdout) == (1, "")
+        assert "1 files still wait after 1 s" in late.stderr
+        assert mesh("flush", "/other", "--timeout", "1s", "-c", config).returncode == 0
+        bad = mesh("flush", "--timeout", "soon", "-c", config)
+        assert bad.returncode == 2
+        assert "--timeout soon" in bad.stderr
+        elsewhere.rename(data)
+        flushed(hosts, "two")
+        assert mesh("uploads", "-c", config).stdout == "nothing waits\n"
+
+
+def test_a_durability_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
+    with Hosts(tmp_path, ["one"], directory(tmp_path, durability='"copy"')) as hosts:
+        done = mesh("status", "-c", str(hosts.config("one")))
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        assert "durability" in done.stderr
+        assert "copies" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_bucket_gets_what_was_staged(tmp_path: Path) -> None:
+    """Also what is replaced while it is on its way, and what the bucket changed itself."""
+    with MotoS3(tmp_path / "moto") as server:
+        server.make_bucket("bucket")
+        table = s3("s3://bucket", server, server.endpoint, durability='"copies"')
+        with Hosts(tmp_path, ["one", "two"], table) as hosts:
+            hosts.start()
+            one, two = hosts.mount("one"), hosts.mount("two")
+            told = do(
+                one,
+                """
+other = Path(sys.argv[2])
+content = os.urandom(20 << 20)
+for number in range(8):
+    (view / "f").write_bytes(content[number:])
+    os.rename(view / "f", other.with_name(view.name) / "g")
+print((other / "g").read_bytes() == content[7:], os.listdir(other))
+""",
+                str(two),
+            )
+            assert told == "True ['g']"
+            flushed(hosts, "one")
+            assert do(two, "print(os.getxattr(view / 'g', 'user.mesh.persisted'))") == "b'1'"
+            told = do(two, "print(len((view / 'g').read_bytes()), os.listdir(view))")
+            assert told == f"{20 * MIB - 7} ['g']"

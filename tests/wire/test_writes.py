@@ -91,7 +91,17 @@ REQUESTS: list[tuple[Method[Any, Any], st.SearchStrategy[object]]] = [
     (w.RETIRE, st.builds(w.RetireRequest, tokens, st.booleans())),
     (
         w.ALTER,
-        st.builds(w.AlterRequest, st.sampled_from(w.Verb), paths, paths, st.booleans(), modes),
+        st.builds(
+            w.AlterRequest,
+            st.sampled_from(w.Verb),
+            paths,
+            paths,
+            st.booleans(),
+            modes,
+            st.booleans(),
+            sizes,
+            tags,
+        ),
     ),
     (
         w.ANNOUNCE,
@@ -150,7 +160,7 @@ FULL: list[tuple[Method[Any, Any], Any]] = [
     (w.GROW, w.GrowRequest("d", "p", 5, 0o640)),
     (w.PUBLISH, w.PublishRequest("d", "p", 5, "t", True, True, 0o640, True)),
     (w.RETIRE, w.RetireRequest("d", True)),
-    (w.ALTER, w.AlterRequest(w.Verb.RENAME, "p", "q", True, 0o640)),
+    (w.ALTER, w.AlterRequest(w.Verb.RENAME, "p", "q", True, 0o640, True, 5, "t")),
     (
         w.ANNOUNCE,
         w.AnnounceRequest(

@@ -688,6 +688,9 @@ class AlterRequest(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     IS_EXCLUSIVE_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    IS_AGAIN_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
     verb: Global___AlterRequest.Verb.ValueType
     path: _builtins.bytes
     target: _builtins.bytes
@@ -695,6 +698,11 @@ class AlterRequest(_message.Message):
     is_exclusive: _builtins.bool
     """A rename that must not replace anything."""
     mode: _builtins.int
+    is_again: _builtins.bool
+    """Asked before, without an answer: it may be done already."""
+    size_bytes: _builtins.int
+    """What the mount knows of the source of a rename."""
+    tag: _builtins.str
     def __init__(
         self,
         *,
@@ -703,10 +711,13 @@ class AlterRequest(_message.Message):
         target: _builtins.bytes = ...,
         is_exclusive: _builtins.bool = ...,
         mode: _builtins.int = ...,
+        is_again: _builtins.bool = ...,
+        size_bytes: _builtins.int = ...,
+        tag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_exclusive", b"is_exclusive", "mode", b"mode", "path", b"path", "target", b"target", "verb", b"verb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_again", b"is_again", "is_exclusive", b"is_exclusive", "mode", b"mode", "path", b"path", "size_bytes", b"size_bytes", "tag", b"tag", "target", b"target", "verb", b"verb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
