@@ -7,6 +7,7 @@ and says yes when they know. So whoever looks after that, anywhere, sees it.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -18,18 +19,22 @@ from mesh.clock import Clock, monotonic_s
 from mesh.errors import MeshError, NotFound, Unavailable
 from mesh.paths import Spot, spot_of
 from mesh.peer.catalog import Catalog
-from mesh.peer.once import quietly
 from mesh.peer.overlay import Overlay
 from mesh.peer.shards import Shards
 from mesh.store.entry_store import Changes, EntryStore
 from mesh.understore.table import MountTable, plain
-from mesh.wire.messages import Change, Kept, Nothing
+from mesh.wire.messages import Change, InvalidateRequest, Kept, Nothing
 from mesh.wire.staged import AssertReply, AssertRequest, RecallReply, RecallRequest, StagedFile
 from mesh.wire.writes import AnnounceRequest
 
 log = structlog.get_logger()
 
 RECALL_TIMEOUT_S = 2.0
+RECALL_S = 5.0
+"""For so long after its start an owner lets others wait until it knows what it missed."""
+
+MISSED_MAX = 10_000
+"""Of more paths than that an owner who was away doubts all that he knows."""
 
 
 class Announcer:
@@ -51,6 +56,12 @@ class Announcer:
         self._table = table
         self._overlay = overlay
         self._clock = clock
+        self._started_s = clock()
+        """What was noted before may have changed while this peer was away."""
+
+        self._recalled = asyncio.Event()
+        self._missed: dict[str, dict[str, None]] = {}
+        """By owner who could not be told: the paths."""
 
     async def announce(
         self, *done: Kept, is_persisted: bool = False, moved_to: str = "", ended: str = ""
@@ -110,6 +121,8 @@ class Announcer:
 
     async def take(self, request: AnnounceRequest) -> Nothing:
         """Note, as an owner, what was done; return when all have heard who knew otherwise."""
+        if not request.is_copy:
+            await self._is_up_to_date()
         staged = [self._over(file) for file in request.staged]
         for file in staged:
             await self._overlay.put(file)
@@ -134,7 +147,7 @@ class Announcer:
 
     def _over(self, file: StagedFile) -> StagedFile:
         """Return a staged file that may replace what the mesh itself has persisted there."""
-        tag = self._noted_tag(spot_of(self._table, file.path))
+        tag = self._noted_tag(spot_of(self._table, file.path), since_s=self._started_s)
         if tag.startswith(WRITTEN) and not is_staged(tag):
             return replace(file, over=under_store_tag(tag))
         return self._resolved(file)
@@ -148,34 +161,48 @@ class Announcer:
         is_that = identity_of(tag) == file.over and not is_staged(tag)
         return replace(file, over=under_store_tag(tag) if is_that else "")
 
-    def _noted_tag(self, spot: Spot) -> str:
-        record, _ = self._entries.look(spot.directory, spot.name)
-        return "" if record is None or record.attributes is None else record.attributes.tag
+    def _noted_tag(self, spot: Spot, *, since_s: float = -math.inf) -> str:
+        """Return the tag that was noted of a name, if not before that."""
+        record, noted_s = self._entries.look(spot.directory, spot.name)
+        if record is None or record.attributes is None or noted_s < since_s:
+            return ""
+        return record.attributes.tag
 
     async def _uncover(self, one: Kept, request: AnnounceRequest) -> bool:
         """Take away what is staged under a name; say whether what was done to it is news."""
         spot = spot_of(self._table, plain(one.path))
+        is_replaced = False
         if request.is_persisted and one.attributes is not None:
-            await self._overlay.end(token_of(one.attributes.tag), one.path)
+            token = token_of(one.attributes.tag)
+            is_replaced = self._overlay.is_ended(token, one.path)
+            await self._overlay.end(token, one.path)
         if request.ended and not self._overlay.is_of(spot.directory, spot.name, request.ended):
             return False
         if not self._overlay.has(spot.directory, spot.name):
             return True
-        if request.is_persisted and one.attributes is not None:
+        if is_replaced and one.attributes is not None:
             return await self._overlay.persisted(one.path, one.attributes)
         await self._overlay.forget(spot.directory, spot.name, moved_to=request.moved_to)
         return True
 
     async def _give_copies(self, request: AnnounceRequest, spots: Iterable[Spot]) -> None:
-        """Have the other owners know and journal the same, as far as they answer."""
+        """Have the other owners know and journal the same; who can't be told recalls it."""
+        paths = {spot.path: None for spot in spots}
         peers = {peer for spot in spots for peer in self._shards.owners(spot.directory)}
         copy = replace(request, is_copy=True)
-        calls = [
-            quietly(self._shards.announce(peer, copy))
-            for peer in peers
-            if peer != self._shards.me and not self._shards.is_broken(peer)
-        ]
+        calls = [self._give_copy(peer, copy, paths) for peer in peers if peer != self._shards.me]
         await asyncio.gather(*calls)
+
+    async def _give_copy(self, peer: str, copy: AnnounceRequest, paths: dict[str, None]) -> None:
+        if not self._shards.is_broken(peer):
+            try:
+                return await self._shards.announce(peer, copy)
+            except MeshError as error:
+                log.debug("owner not told", peer=peer, reason=str(error))
+        missed = self._missed.setdefault(peer, {})
+        missed |= paths
+        if len(missed) > MISSED_MAX:
+            self._missed[peer] = {"": None}
 
     # Staged files, again and again
 
@@ -203,6 +230,8 @@ class Announcer:
         known = self._known_of(spot, file)
         if request.is_copy:
             return known
+        await self._is_up_to_date()
+        known = self._known_of(spot, file)
         if known.is_unknown:
             known = await self._others_say(spot, file)
             if known.is_unknown and request.is_doubted:
@@ -225,17 +254,19 @@ class Announcer:
 
     def _known_of(self, spot: Spot, file: StagedFile) -> AssertReply:
         """Say what this owner knows of a staged file, without noting anything."""
-        record, _ = self._entries.look(spot.directory, spot.name)
-        about = None if record is None else record.attributes
-        if about and token_of(about.tag) == file.token and not is_staged(about.tag):
-            return AssertReply(is_ended=True)
+        tag = self._noted_tag(spot)
+        is_written = tag.startswith(WRITTEN) and not is_staged(tag)
+        noted = (under_store_tag(tag),) if is_written else ()
+        known = self._overlay.look(spot.directory, spot.name)
+        formers = () if known is None else known.formers
         end = self._overlay.end_of(file)
+        if is_written and token_of(tag) == file.token:
+            return AssertReply(is_ended=True, noted=noted)
         if end is not None:
-            return AssertReply(is_ended=not end.moved_to, path=end.moved_to)
-        if self._overlay.is_of(spot.directory, spot.name, file.token):
-            known = self._overlay.look(spot.directory, spot.name)
-            return _reply(known or file)
-        return AssertReply(is_ended=False, is_unknown=True)
+            return AssertReply(is_ended=not end.moved_to, path=end.moved_to, noted=noted)
+        if known is not None and known.token == file.token:
+            return replace(_reply(known), noted=(*noted, known.over))
+        return AssertReply(is_ended=False, is_unknown=True, formers=formers, noted=noted)
 
     async def _others_say(self, spot: Spot, file: StagedFile) -> AssertReply:
         """Ask the other owners: this one may have been away."""
@@ -250,6 +281,23 @@ class Announcer:
                     return reply
         return AssertReply(is_ended=False, is_unknown=True)
 
+    async def knows_all_of(self, file: StagedFile) -> AssertReply:
+        """Ask all owners of a path what they know of it: what the mesh itself has put there,
+        and may have been told to one of them alone."""
+        spot = spot_of(self._table, file.path)
+        request = AssertRequest(file, is_copy=True)
+        replies = [self._known_of(spot, file)]
+        for peer in self._shards.owners(spot.directory):
+            if peer != self._shards.me:
+                with suppress(MeshError, TimeoutError):
+                    async with asyncio.timeout(RECALL_TIMEOUT_S):
+                        replies.append(await self._shards.claim(peer, request))
+        return AssertReply(
+            is_ended=any(reply.is_ended for reply in replies),
+            formers=tuple({former for reply in replies for former in reply.formers}),
+            noted=tuple({tag for reply in replies for tag in reply.noted}),
+        )
+
     # An owner who was away
 
     async def recalled(self, request: RecallRequest) -> RecallReply:
@@ -257,24 +305,49 @@ class Announcer:
         staged, ended = self._overlay.told(
             lambda directory: request.asker in self._shards.owners(directory)
         )
-        return RecallReply(tuple(staged), ended)
+        missed = tuple(self._missed.pop(request.asker, ()))
+        return RecallReply(tuple(staged), ended, missed)
 
     async def recall(self) -> None:
         """Learn what the other owners of this peer's directories were told meanwhile."""
-        peers = [member.name for member in self._shards.others()]
-        await asyncio.gather(*(quietly(self._recall_from(peer)) for peer in peers))
+        try:
+            peers = [member.name for member in self._shards.others()]
+            await asyncio.gather(*(self._recall_from(peer) for peer in peers))
+        finally:
+            self._recalled.set()
+
+    async def _is_up_to_date(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RECALL_S):
+                await self._recalled.wait()
 
     async def _recall_from(self, peer: str) -> None:
-        async with asyncio.timeout(RECALL_TIMEOUT_S):
-            reply = await self._shards.recall(peer)
+        try:
+            async with asyncio.timeout(RECALL_TIMEOUT_S):
+                reply = await self._shards.recall(peer)
+        except (MeshError, TimeoutError) as error:
+            log.info("not recalled", peer=peer, reason=str(error) or "no answer in time")
+            return
         news, gone = await self._overlay.learn(reply.staged, reply.ended)
         for file in [*gone, *news]:
             spot = spot_of(self._table, file.path)
             is_here = self._overlay.has(spot.directory, spot.name)
             one = Kept(file.path, file.attributes if is_here else None, 0.0)
             self._catalog.tell(spot.source, spot.parent, self._note(spot, one))
-        if news or gone:
-            log.info("recalled", peer=peer, staged=len(news), ended=len(gone))
+        for path in reply.missed:
+            await self._doubt(path)
+        if news or gone or reply.missed:
+            counts = {"staged": len(news), "ended": len(gone), "missed": len(reply.missed)}
+            log.info("recalled", peer=peer, **counts)
+
+    async def _doubt(self, path: str) -> None:
+        """Believe no more what was known of a path; of all of them, if it is the root."""
+        if not path:
+            await self.announce_tree("")
+            return
+        spot = spot_of(self._table, path)
+        change = Change(spot.source, spot.parent, (spot.name,), is_listing=True)
+        await self._catalog.invalidate(InvalidateRequest((change,)))
 
     async def announce_tree(self, *paths: str) -> None:
         """Have all doubt what they know of directories and of all that is below them."""

@@ -15,6 +15,7 @@ from hashlib import blake2b
 
 from mesh.blocks import Attributes, identity_of, under_store_tag
 from mesh.clock import Clock
+from mesh.errors import StoreFull
 from mesh.store.entries import directory_key, split
 from mesh.store.notes import Notes
 from mesh.understore.table import MountTable
@@ -95,6 +96,10 @@ class Overlay:
     def has(self, directory: bytes, name: str) -> bool:
         return name in self._known.get(directory, ())
 
+    def is_ended(self, token: str, path: str) -> bool:
+        """Whether a file is known to be of no use at a path any more."""
+        return _end_key(token, path) in self._ended
+
     def end_of(self, file: StagedFile) -> End | None:
         """Return what became of a file at its path; None while it is there, or never was."""
         return self._ended.get(_end_key(file.token, file.path))
@@ -148,10 +153,15 @@ class Overlay:
             if before.file.token != file.token and before.file.digest:
                 formers = (*formers, before.file.digest)[-FORMERS_MAX:]
             file = replace(file, over=before.file.over, formers=formers)
-        names[name] = _Known(file, self._clock())
-        if self._ended.pop(key := _end_key(file.token, file.path), None):  # renamed back
-            await self._ended_notes.put({key: None})
-        await self._names.put({_key(directory, name): encode_staged(file)})
+        names[name] = now = _Known(file, self._clock())
+        try:
+            if self._ended.pop(key := _end_key(file.token, file.path), None):  # renamed back
+                await self._ended_notes.put({key: None})
+            await self._names.put({_key(directory, name): encode_staged(file)})
+        except StoreFull:
+            if names.get(name) is now:
+                names.pop(name) if before is None else names.update({name: before})
+            raise
         if before is not None and before.file.token != file.token:
             await self.end(before.file.token, before.file.path)
 

@@ -61,6 +61,9 @@ IDLE_RATIO = 9
 """So many times as long as a look took the next one waits."""
 
 STALLED_S = 2.0
+AGAIN_S = 0.2
+"""However a try ends, the next one is not at once."""
+
 MOVES_MAX = 16
 UNKNOWN = "?"
 """For a tag: there may be something, under whatever tag."""
@@ -206,6 +209,8 @@ class Uploads:
     def _begin(self, work: Work, file: StagedFile, job: _Job, *, is_uploading: bool) -> None:
         def end(task: asyncio.Task[None]) -> None:
             job.task = None
+            if is_uploading:
+                job.next_s = max(job.next_s, self._clock() + AGAIN_S)
             self._stager.added.set()
 
         job.is_uploading = is_uploading
@@ -316,10 +321,18 @@ class Uploads:
         reply = await self._announcer.claim(file)
         if reply.is_ended:
             raise _Ended(file.path)
-        if reply.over == found.tag or not reply.formers:
-            return reply.over == found.tag
+        if reply.over == found.tag:
+            return True
+        known = await self._announcer.knows_all_of(file)
+        if known.is_ended:
+            raise _Ended(file.path)
+        if found.tag in known.noted:
+            return True
+        formers = {*reply.formers, *known.formers}
+        if not formers:
+            return False
         digests = await self._writer.digested(file.path, found)
-        return digests.summary() in reply.formers
+        return digests.summary() in formers
 
     async def _end(self, file: StagedFile) -> None:
         """Let a file go, here and at its other holders."""

@@ -52,6 +52,7 @@ from mesh.clock import Clock, monotonic_s
 from mesh.errors import StoreFull
 from mesh.store.eviction import Rank
 from mesh.store.journal import Boot
+from mesh.store.spare import is_disk_full
 
 log = structlog.get_logger()
 
@@ -428,12 +429,12 @@ class Writer:
         try:
             try:
                 results = self._committed(batch)
-            except lmdb.DiskError:
-                if not self._make_room():
+            except lmdb.Error as error:
+                if not (is_disk_full(error) and self._make_room()):
                     raise
                 results = self._committed(batch)
         except Exception as error:  # each submitter gets it; none of them was committed
-            is_disk = isinstance(error, lmdb.DiskError)
+            is_disk = is_disk_full(error)
             for _, done in batch:
                 done.set_exception(StoreFull(f"index: {error}") if is_disk else error)
         else:

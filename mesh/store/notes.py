@@ -20,6 +20,7 @@ from typing import TypeVar
 import lmdb
 
 from mesh.errors import StoreFull
+from mesh.store.spare import is_disk_full
 
 T = TypeVar("T")
 
@@ -57,12 +58,16 @@ class Notes:
     def _put_in_room(self, values: Mapping[bytes, bytes | None]) -> None:
         try:
             return self._put(values)
-        except lmdb.DiskError as error:
+        except lmdb.Error as error:
+            if not is_disk_full(error):
+                raise
             if not self._make_room():
                 raise StoreFull(f"journal: {error}") from error
         try:
             self._put(values)
-        except lmdb.DiskError as error:
+        except lmdb.Error as error:
+            if not is_disk_full(error):
+                raise
             raise StoreFull(f"journal: {error}") from error
 
     def _all(self) -> dict[bytes, bytes]:

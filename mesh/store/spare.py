@@ -14,11 +14,22 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+import lmdb
+
 from mesh.blocks import MIB
 
 SPARE_BYTES = 16 * MIB
 TAKEN_FROM_BYTES = 8 * SPARE_BYTES
 """With less than that free, others need it more."""
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether LMDB could not commit for want of room, which it calls an I/O error as well when
+    a write came to an end in its middle."""
+    words = ("No space left", "Input/output error", "quota")
+    return isinstance(error, lmdb.DiskError) or (
+        isinstance(error, lmdb.Error) and any(word in str(error) for word in words)
+    )
 
 
 class Spare:

@@ -82,6 +82,8 @@ class AssertReply:
     formers: tuple[bytes, ...] = ()
     digest: bytes = b""
     is_unknown: bool = False
+    noted: tuple[str, ...] = ()
+    """What the under-store has there, as far as the mesh has put it there itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,9 @@ class RecallReply:
     staged: tuple[StagedFile, ...]
     ended: dict[bytes, bytes]
     """As the journal has it."""
+
+    missed: tuple[str, ...] = ()
+    """Paths of which the asker could not be told; "" for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +218,7 @@ def _encode_asserted(value: AssertReply) -> bytes:
         formers=value.formers,
         digest=value.digest,
         is_unknown=value.is_unknown,
+        noted=value.noted,
     ).SerializeToString()
 
 
@@ -225,19 +231,24 @@ def _decode_asserted(data: bytes) -> AssertReply:
         tuple(value.formers),
         value.digest,
         value.is_unknown,
+        tuple(value.noted),
     )
 
 
 def _encode_recalled(value: RecallReply) -> bytes:
     return pb.RecallReply(
-        staged=map(staged_to, value.staged), ended_keys=value.ended, ended=value.ended.values()
+        staged=map(staged_to, value.staged),
+        ended_keys=value.ended,
+        ended=value.ended.values(),
+        missed=map(path_bytes, value.missed),
     ).SerializeToString()
 
 
 def _decode_recalled(data: bytes) -> RecallReply:
     value = pb.RecallReply.FromString(data)
     ended = dict(zip(value.ended_keys, value.ended, strict=True))
-    return RecallReply(tuple(map(staged_of, value.staged)), ended)
+    missed = tuple(map(path_text, value.missed))
+    return RecallReply(tuple(map(staged_of, value.staged)), ended, missed)
 
 
 def _decode_have(data: bytes) -> HaveRequest:

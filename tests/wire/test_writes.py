@@ -144,6 +144,7 @@ REPLIES: list[tuple[Method[Any, Any], st.SearchStrategy[object]]] = [
             st.lists(st.binary(max_size=16), max_size=3).map(tuple),
             st.binary(max_size=16),
             st.booleans(),
+            st.lists(texts, max_size=2).map(tuple),
         ),
     ),
     (g.HOLD, st.just(Nothing())),
@@ -197,9 +198,9 @@ def test_no_field_of_a_reply_is_left_behind() -> None:
     assert g.UPLOADS.decode_reply(g.UPLOADS.encode_reply(waiting_)) == waiting_
     had = g.HaveReply(("t",), ("u",))
     assert g.HAVE.decode_reply(g.HAVE.encode_reply(had)) == had
-    recalled = g.RecallReply((STAGED,), {b"k": b"v"})
+    recalled = g.RecallReply((STAGED,), {b"k": b"v"}, ("p", "caf\udce9"))
     assert g.RECALL.decode_reply(g.RECALL.encode_reply(recalled)) == recalled
-    asserted = g.AssertReply(True, "over", "p", (b"e",), b"d", True)
+    asserted = g.AssertReply(True, "over", "p", (b"e",), b"d", True, ("n",))
     assert g.ASSERT.decode_reply(g.ASSERT.encode_reply(asserted)) == asserted
     found = StatReply(ABOUT, FILE, True, 1.5, 2.5)
     assert w.PUBLISH.decode_reply(w.PUBLISH.encode_reply(found)) == found

@@ -178,6 +178,7 @@ class RecallReply(_message.Message):
     STAGED_FIELD_NUMBER: _builtins.int
     ENDED_KEYS_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def staged(self) -> _containers.RepeatedCompositeFieldContainer[Global___StagedFile]: ...
     @_builtins.property
@@ -186,16 +187,21 @@ class RecallReply(_message.Message):
 
     @_builtins.property
     def ended(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def missed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Paths of which the asker could not be told; empty for all."""
+
     def __init__(
         self,
         *,
         staged: _abc.Iterable[Global___StagedFile] | None = ...,
         ended_keys: _abc.Iterable[_builtins.bytes] | None = ...,
         ended: _abc.Iterable[_builtins.bytes] | None = ...,
+        missed: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "ended_keys", b"ended_keys", "staged", b"staged"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "ended_keys", b"ended_keys", "missed", b"missed", "staged", b"staged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -257,6 +263,7 @@ class AssertReply(_message.Message):
     FORMERS_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     IS_UNKNOWN_FIELD_NUMBER: _builtins.int
+    NOTED_FIELD_NUMBER: _builtins.int
     is_ended: _builtins.bool
     """It is persisted, replaced or removed: the holder may let it go."""
     over: _builtins.str
@@ -271,6 +278,10 @@ class AssertReply(_message.Message):
     def formers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """See StagedFile."""
 
+    @_builtins.property
+    def noted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the under-store has there, as far as the mesh has put it there itself."""
+
     def __init__(
         self,
         *,
@@ -280,10 +291,11 @@ class AssertReply(_message.Message):
         formers: _abc.Iterable[_builtins.bytes] | None = ...,
         digest: _builtins.bytes = ...,
         is_unknown: _builtins.bool = ...,
+        noted: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "formers", b"formers", "is_ended", b"is_ended", "is_unknown", b"is_unknown", "over", b"over", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "formers", b"formers", "is_ended", b"is_ended", "is_unknown", b"is_unknown", "noted", b"noted", "over", b"over", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
