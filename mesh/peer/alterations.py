@@ -44,7 +44,7 @@ from mesh.peer.uploads import UNKNOWN, Uploads
 from mesh.peer.writer import PAUSE_MAX_S, PAUSE_S, PUBLISH_S, writable_place
 from mesh.understore.table import MountTable, Place, plain
 from mesh.wire.messages import Kept, StatReply
-from mesh.wire.staged import FlushRequest, RetargetRequest, StagedFile
+from mesh.wire.staged import AssertReply, FlushRequest, RetargetRequest, StagedFile
 from mesh.wire.writes import AlterReply, AlterRequest, Verb
 
 FLUSH_S = 300.0
@@ -100,13 +100,7 @@ class Alterations:
         async with self._turns.of(path):
             try:
                 about = (await self._catalog.stat(path)).attributes
-                over: str | None = None
-                if is_staged(about.tag):
-                    over = await self._let_go(path, about)
-                    with suppress(NotFound):  # what it would have replaced goes as well
-                        if over != "":
-                            await place.store.remove(place.path)
-                else:
+                if not is_staged(about.tag) or not await self._remove_staged(path, about):
                     await place.store.remove(place.path)
             except NotFound:
                 if not is_again:
@@ -114,26 +108,43 @@ class Alterations:
             await self._announcer.announce(Kept(path, None, 0.0))
         return AlterReply()
 
-    async def _let_go(self, path: str, about: Attributes) -> str | None:
-        """Have nobody persist a staged file any more.
+    async def _remove_staged(self, path: str, about: Attributes) -> bool:
+        """Have nobody persist a staged file any more; False when it is persisted already.
 
-        Returns the tag of what it would have replaced, "" for nothing; None if the under-store
-        has it already. Raises `NotFound` when it went elsewhere.
+        First goes what it would have replaced, then the word of it: so that whatever ends in
+        between, nobody sees that again.
+        """
+        claimed = await self._claimed(path, about)
+        if claimed is None:
+            return False
+        await self._remove_below(path, claimed.over)
+        await self._announcer.announce(Kept(path, None, 0.0))
+        await self._let_go(path, about)
+        return True
+
+    async def _claimed(self, path: str, about: Attributes) -> AssertReply | None:
+        """Return what owners know of a staged file; None once it is persisted.
+
+        Raises `NotFound` when it went elsewhere.
         """
         reply = await self._announcer.claim(staged_file(path, about))
         if reply.path:
             raise NotFound(f"{path}: is {reply.path} now")
-        if reply.is_ended:
-            return None
+        return None if reply.is_ended else reply
+
+    async def _let_go(self, path: str, about: Attributes) -> None:
+        """Tell the holders of a file that is seen no more; those who don't hear it ask."""
         over = RetargetRequest(token_of(about.tag), is_over=True)
-        held = await self._uploads.retarget(holders_of(about.tag), over)
-        if held is None or reply.over or held != UNKNOWN:
-            return None if held is None else reply.over
-        place = self._table.place(path)
-        try:
-            return (await place.store.stat(place.path)).tag
-        except NotFound:
-            return ""
+        held = await self._uploads.retarget(holders_of(about.tag), over, is_patient=False)
+        if held == UNKNOWN:
+            await self._remove_below(path, held)
+
+    async def _remove_below(self, path: str, over: str) -> None:
+        """Remove what a staged file was to replace; nothing if *over* is ""."""
+        if over:
+            place = self._table.place(path)
+            with suppress(NotFound):
+                await place.store.remove(place.path)
 
     async def _make_directory(self, request: AlterRequest, *, is_again: bool) -> AlterReply:
         place = writable_place(self._table, request.path)
@@ -195,8 +206,6 @@ class Alterations:
             return await self._renamed(request, is_again=is_again, refresh=True)
         if about.is_directory:
             await self._flush(path)
-        if replaced is not None and is_staged(replaced.tag):
-            await self._let_go(target, replaced)
         over = None if replaced is not None else ""
         moved = await self._move(place, there, about, over, is_again=is_again)
         if not about.is_directory:
@@ -206,6 +215,9 @@ class Alterations:
         await self._announcer.announce(Kept(path, None, 0.0), Kept(target, moved, 0.0))
         if about.is_directory:
             await self._announcer.announce_tree(path, target)
+        if replaced is not None and is_staged(replaced.tag):
+            let_go = RetargetRequest(token_of(replaced.tag), is_over=True)
+            await self._uploads.retarget(holders_of(replaced.tag), let_go, is_patient=False)
         return AlterReply(self._reply(target, moved))
 
     async def _move(
@@ -233,27 +245,30 @@ class Alterations:
         None when it has by now.
         """
         path, target = request.path, request.target
-        claimed = await self._announcer.claim(staged_file(path, about))
-        if claimed.path:
-            raise NotFound(f"{path}: is {claimed.path} now")
-        if claimed.is_ended:
+        claimed = await self._claimed(path, about)
+        if claimed is None:
             return None
-        over: str | None = "" if replaced is None else under_store_tag(replaced.tag)
+        over = "" if replaced is None else under_store_tag(replaced.tag)
         if replaced is not None and is_staged(replaced.tag):
-            over = await self._let_go(target, replaced)
-            if over is None:
+            below = await self._claimed(target, replaced)
+            if below is None:
                 now = (await self._catalog.stat(target, refresh=True)).attributes
                 over = under_store_tag(now.tag)
-        new = replace(staged_file(target, about), over=over or "", digest=claimed.digest)
-        retarget = RetargetRequest(new.token, target, new.over)
+            else:
+                over = below.over
+        await self._remove_below(path, claimed.over)
+        new = replace(staged_file(target, about), over=over, digest=claimed.digest)
+        retarget = RetargetRequest(new.token, target, over)
         held = await self._uploads.retarget(holders_of(about.tag), retarget)
         if held is None:
             return None
-        await self._announcer.announce_staged(new)
-        if claimed.over or held == UNKNOWN:
-            with suppress(NotFound):
-                await place.store.remove(place.path)
+        await self._announcer.announce_staged(new)  # what it replaces has ended now
+        if held == UNKNOWN:
+            await self._remove_below(path, held)
         await self._announcer.announce(Kept(path, None, 0.0), moved_to=target)
+        if replaced is not None and is_staged(replaced.tag):
+            let_go = RetargetRequest(token_of(replaced.tag), is_over=True)
+            await self._uploads.retarget(holders_of(replaced.tag), let_go, is_patient=False)
         return AlterReply(self._reply(target, about))
 
     async def _flush(self, path: str) -> None:
@@ -291,8 +306,8 @@ class Alterations:
     async def _set_mode_staged(self, request: AlterRequest, about: Attributes) -> bool:
         """Have a file persisted with another mode; False when it is persisted already."""
         file = staged_file(request.path, about)
-        claimed = await self._announcer.claim(file)
-        if claimed.is_ended or claimed.path:
+        claimed = await self._claimed(request.path, about)
+        if claimed is None:
             return False
         new = replace(file, over=claimed.over, mode=request.mode, digest=claimed.digest)
         retarget = RetargetRequest(new.token, new.path, new.over, mode=new.mode)

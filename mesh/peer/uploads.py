@@ -368,20 +368,26 @@ class Uploads:
             job.is_kept = False
             self._stager.added.set()
 
-    async def retarget(self, holders: list[str], request: RetargetRequest) -> str | None:
+    async def retarget(
+        self, holders: list[str], request: RetargetRequest, *, is_patient: bool = True
+    ) -> str | None:
         """Tell all holders of a file; return what it would have replaced, None if none is
-        there any more, because it is persisted by now."""
+        there any more, because it is persisted by now.
+
+        Raises `Unavailable` if none answers, but if *is_patient* is false: then those who
+        don't hear it ask an owner later.
+        """
         over: str | None = None
         failure: MeshError | None = None
         for holder in holders:
             try:
                 reply = await self._retarget_at(holder, request)
-                over = reply.over if over is None else over
+                over = max(over or "", reply.over)
             except NotFound:
                 continue
             except Unavailable as error:
                 failure = error
-        if over is None and failure is not None:
+        if over is None and failure is not None and is_patient:
             raise failure
         return over
 
