@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import structlog
 
-from mesh.blocks import WRITTEN, identity_of, is_staged, token_of, under_store_tag
+from mesh.blocks import WRITTEN, Attributes, identity_of, is_staged, token_of, under_store_tag
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import MeshError, NotFound, Unavailable
 from mesh.paths import Spot, spot_of
@@ -93,13 +93,12 @@ class Announcer:
             )
         )
 
-    async def is_there(self, path: str) -> bool:
-        """Whether there is something at a path, as far as the mesh knows."""
+    async def there(self, path: str) -> Attributes | None:
+        """Return what is at a path, as far as the mesh knows."""
         try:
-            await self._catalog.stat(path)
+            return (await self._catalog.stat(path)).attributes
         except NotFound:
-            return False
-        return True
+            return None
 
     async def announce_staged(self, file: StagedFile) -> None:
         """Have all see a file that the under-store does not have; its owners journal it."""
@@ -114,10 +113,21 @@ class Announcer:
                 # The mounts of this host read our own tables.
                 for one in _all(request):
                     spot = spot_of(self._table, one.path)
+                    if not self._is_news_here(spot, one, request):
+                        continue
                     self._catalog.note(spot.source, spot.parent, self._note(spot, one))
                 await self._entries.flushed()
                 return
         await self.take(request)
+
+    def _is_news_here(self, spot: Spot, one: Kept, request: AnnounceRequest) -> bool:
+        """Whether to note what the owner was told; of what something newer may have replaced
+        meanwhile he tells us as all others."""
+        if request.ended:
+            return False
+        if not request.is_persisted or one.attributes is None:
+            return True
+        return identity_of(self._noted_tag(spot)) == identity_of(one.attributes.tag)
 
     async def take(self, request: AnnounceRequest) -> Nothing:
         """Note, as an owner, what was done; return when all have heard who knew otherwise."""
@@ -305,8 +315,16 @@ class Announcer:
         staged, ended = self._overlay.told(
             lambda directory: request.asker in self._shards.owners(directory)
         )
-        missed = tuple(self._missed.pop(request.asker, ()))
-        return RecallReply(tuple(staged), ended, missed)
+        kept: list[Kept] = []
+        missed: list[str] = []
+        for path in self._missed.pop(request.asker, ()):
+            spot = spot_of(self._table, path)
+            record, noted_s = self._entries.look(spot.directory, spot.name)
+            if path and record is not None and noted_s >= self._started_s:
+                kept.append(Kept(path, record.attributes, 0.0))
+            else:
+                missed.append(path)
+        return RecallReply(tuple(staged), ended, tuple(missed), tuple(kept))
 
     async def recall(self) -> None:
         """Learn what the other owners of this peer's directories were told meanwhile."""
@@ -334,10 +352,16 @@ class Announcer:
             is_here = self._overlay.has(spot.directory, spot.name)
             one = Kept(file.path, file.attributes if is_here else None, 0.0)
             self._catalog.tell(spot.source, spot.parent, self._note(spot, one))
+        for one in reply.kept:
+            await self._doubt(one.path)
+            spot = spot_of(self._table, one.path)
+            if not self._overlay.has(spot.directory, spot.name):
+                self._catalog.note(spot.source, spot.parent, self._note(spot, one))
         for path in reply.missed:
             await self._doubt(path)
-        if news or gone or reply.missed:
-            counts = {"staged": len(news), "ended": len(gone), "missed": len(reply.missed)}
+        count = len(reply.missed) + len(reply.kept)
+        if news or gone or count:
+            counts = {"staged": len(news), "ended": len(gone), "missed": count}
             log.info("recalled", peer=peer, **counts)
 
     async def _doubt(self, path: str) -> None:

@@ -114,7 +114,7 @@ class Scribe:
             (ASSERT, self._announcer.claimed, False),
             (RECALL, self._announcer.recalled, False),
             (HAVE, self.stager.have, False),
-            (HOLD, self.stager.hold, False),
+            (HOLD, self.stager.holder.hold, False),
             (RETARGET, self.uploads.retargeted, False),
             (UPLOADS, self.uploads.waiting, False),
             (ALL_UPLOADS, self.uploads.all_waiting, True),

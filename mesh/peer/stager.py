@@ -11,10 +11,8 @@ under-store, and then it is a block like any other.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -37,18 +35,18 @@ from mesh.membership.view import State
 from mesh.metrics import Metrics
 from mesh.paths import Spot, spot_of
 from mesh.peer.announcer import Announcer
+from mesh.peer.content import digested
+from mesh.peer.holder import Holder
 from mesh.peer.neighbors import RingNeighbors
 from mesh.peer.once import quietly
 from mesh.peer.turns import Turns
-from mesh.store.drafts import Digests, Drafts, digested_file, make_draft, new_token, read_part
-from mesh.store.extents import write_all
+from mesh.store.drafts import Digests, Drafts, digested_file, new_token, read_part
 from mesh.store.staging import Staging
 from mesh.store.store import BlockStore
 from mesh.understore.table import MountTable
-from mesh.wire.messages import Nothing, Piece, StatReply
+from mesh.wire.messages import Piece, StatReply
 from mesh.wire.staged import (
     HOLD,
-    PULL,
     RETARGET,
     HaveReply,
     HaveRequest,
@@ -69,9 +67,7 @@ PULLED_BYTES = 32 * MIB
 HOLD_TIMEOUT_S = 600.0
 LET_GO_TIMEOUT_S = 5.0
 HOLDERS_TRIED = 3
-INCOMING_MAX = 256
-INCOMING_IDLE_S = 600.0
-"""What nobody has spoken of for so long is given up; if it is after all, it is pulled anew."""
+OUTGOING_MAX = 256
 
 FILES_MAX = 10_000
 """Each is claimed again and again: see `uploads.CLAIMS_PER_S`."""
@@ -86,18 +82,6 @@ class _Outgoing:
     told_bytes: int = 0
     stable_bytes: int = 0
     is_telling: bool = False
-
-
-@dataclass(slots=True)
-class _Incoming:
-    """A draft of another host on its way here."""
-
-    fd: int
-    draft: str
-    asker: str
-    digests: Digests
-    heard_s: float
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Stager:
@@ -141,8 +125,9 @@ class Stager:
         self._clock = clock
         self._wall_clock = wall_clock
         self._outgoing: dict[str, _Outgoing] = {}
-        self._incoming: dict[str, _Incoming] = {}
-        self._beginning = asyncio.Lock()
+        self.holder = Holder(
+            self, store, drafts, neighbors, table, directory=directory, clock=clock
+        )
 
     async def load(self) -> None:
         """Take up what was staged before this peer was started."""
@@ -163,14 +148,13 @@ class Stager:
                 digested_file, path, file.size_bytes, version.block_bytes
             )
             await self._adopt(file, path, digests)
-        self._note(file)
+        self.note(file)
         log.info("staged before", path=file.path, size_bytes=file.size_bytes)
 
     def has_room(self, more_bytes: int) -> bool:
         """Whether so much more may wait here."""
-        incoming_bytes = sum(each.digests.size_bytes for each in self._incoming.values())
         return (
-            self.staged_bytes + incoming_bytes + more_bytes <= self._limit_bytes
+            self.staged_bytes + self.holder.incoming_bytes + more_bytes <= self._limit_bytes
             and len(self.files) < FILES_MAX
         )
 
@@ -184,7 +168,7 @@ class Stager:
         out = self._outgoing.get(request.draft)
         if out is None:
             holder = next(self._candidates(request.draft), None)
-            if holder is None or len(self._outgoing) >= INCOMING_MAX:
+            if holder is None or len(self._outgoing) >= OUTGOING_MAX:
                 return
             out = self._outgoing[request.draft] = _Outgoing(holder)
         out.stable_bytes = max(out.stable_bytes, request.stable_bytes)
@@ -245,23 +229,39 @@ class Stager:
         finally:
             digested.cancel()
         try:
-            await self._keep(file, path, digests)
+            await self.keep(file, path, digests)
         except StoreFull as error:
             log.warning("not staged", path=file.path, reason=str(error))
             await self._take_back(file)
             return None
         try:
             async with self._turns.of(file.path):
-                if request.is_exclusive and await self._announcer.is_there(file.path):
-                    raise Exists(f"{file.path}: somebody else has made it")
+                if request.is_exclusive:
+                    await self._check_new(file, is_again=request.is_again)
                 await self._announcer.announce_staged(file)
         except MeshError:
             await self._take_back(file)
             raise
-        self._note(file)  # now it may be claimed, and uploaded
+        self.note(file)  # now it may be claimed, and uploaded
         reply = spot.reply(file.attributes, known_s=0.0, fresh_s=spot.place.settings.max_age_s)
         self.added.set()
         return reply
+
+    async def _check_new(self, file: StagedFile, *, is_again: bool) -> None:
+        """Raise `Exists` if there is another file, but for one of a first try whose answer was
+        lost."""
+        there = await self._announcer.there(file.path)
+        if there is None:
+            return
+        if is_again and there.size_bytes == file.size_bytes:
+            mine = self.files.get(token_of(there.tag))
+            if mine is not None and mine.digest == file.digest:
+                return
+            if not is_staged(there.tag):
+                found = replace(there, tag=under_store_tag(there.tag))
+                if (await digested(self._table, file.path, found)).summary() == file.digest:
+                    return
+        raise Exists(f"{file.path}: somebody else has made it")
 
     async def have(self, request: HaveRequest) -> HaveReply:
         """Say which files are here, for holders who wonder."""
@@ -272,7 +272,7 @@ class Stager:
 
     async def _take_back(self, file: StagedFile) -> None:
         """Let go of what nobody was told of."""
-        self._note(file)
+        self.note(file)
         await quietly(self.forget(file.token))
         over = RetargetRequest(file.token, is_over=True)
         for holder in file.holders:
@@ -339,96 +339,9 @@ class Stager:
         """Note that a draft is written no more."""
         self._outgoing.pop(draft, None)
 
-    # The holder's side
-
-    async def hold(self, request: HoldRequest) -> Nothing:
-        """Bring so much of a draft of another peer here; all of it is durable on return.
-
-        Raises `StoreFull` when there is no room for it.
-        """
-        incoming = self._incoming.get(request.draft)
-        here_bytes = 0 if incoming is None else incoming.digests.size_bytes
-        if not self.has_room(max(0, request.stable_bytes - here_bytes)):
-            raise StoreFull("no room for files of others")
-        if incoming is None:
-            incoming = await self._begin(request)
-        incoming.heard_s = self._clock()
-        try:
-            async with incoming.turn:
-                if request.is_anew:
-                    await asyncio.to_thread(os.ftruncate, incoming.fd, 0)
-                    incoming.digests = self._digests(request)
-                await self._pull(incoming, request)
-                if request.is_final:
-                    path = self._drafts.path(incoming.draft)
-                    file = replace(request.file, digest=incoming.digests.summary())
-                    await self._keep(file, path, incoming.digests)
-                    self._note(file)
-        except BaseException:
-            await self._drop_incoming(incoming)
-            raise
-        if request.is_final:
-            await self._drop_incoming(incoming)
-        return Nothing()
-
-    async def _begin(self, request: HoldRequest) -> _Incoming:
-        async with self._beginning:  # who asks twice at once would wait for its own lock
-            incoming = self._incoming.get(request.draft)
-            if incoming is not None:
-                return incoming
-            if len(self._incoming) >= INCOMING_MAX:
-                raise StoreFull(f"{INCOMING_MAX} files are on their way here already")
-            try:
-                fd = await asyncio.to_thread(make_draft, self._directory, request.draft)
-            except OSError as error:
-                raise StoreFull(f"store.directory: {error.strerror}") from error
-            digests = self._digests(request)
-            incoming = _Incoming(fd, request.draft, request.asker, digests, self._clock())
-            self._incoming[request.draft] = incoming
-            return incoming
-
-    async def give_up_idle(self) -> None:
-        """Let go of what writers began to send and will not end: they died, or wait for ever."""
-        now_s = self._clock()
-        for incoming in list(self._incoming.values()):
-            asker = self._neighbors.view.find(incoming.asker)
-            is_gone = asker is None or asker.state not in (State.ACTIVE, State.SUSPECT)
-            is_idle = now_s - incoming.heard_s > INCOMING_IDLE_S
-            if (is_gone or is_idle) and not incoming.turn.locked():
-                await self._drop_incoming(incoming)
-
-    def _digests(self, request: HoldRequest) -> Digests:
-        return Digests(self._table.place(request.file.path).settings.block_bytes)
-
-    async def _pull(self, incoming: _Incoming, request: HoldRequest) -> None:
-        digests = incoming.digests
-        if digests.size_bytes >= request.stable_bytes:
-            return
-        wanted = PullRequest(
-            incoming.draft, digests.size_bytes // PIECE_BYTES, request.stable_bytes
-        )
-        async for piece in self._neighbors.pieces(request.asker, PULL, wanted):
-            if not piece.data:
-                continue
-            if crc32c(piece.data) != piece.crc:
-                raise BlockCorrupt(f"piece {piece.number} of draft {incoming.draft}")
-            try:
-                await asyncio.to_thread(_put, incoming, bytes(piece.data))
-            except OSError as error:
-                raise StoreFull(f"drafts: {error.strerror}") from error
-        if digests.size_bytes != request.stable_bytes:
-            raise Unavailable(f"draft {incoming.draft} ended too early")
-
-    async def _drop_incoming(self, incoming: _Incoming) -> None:
-        if self._incoming.get(incoming.draft) is incoming:
-            del self._incoming[incoming.draft]
-            os.close(incoming.fd)
-            with suppress(NotFound):
-                await self._drafts.remove(incoming.draft)
-
     # What is kept here
 
-    async def _keep(self, file: StagedFile, path: Path, digests: Digests) -> None:
+    async def keep(self, file: StagedFile, path: Path, digests: Digests) -> None:
         """Have a file durable here, and readable as blocks; `StoreFull` if the disk is full."""
         version = self.version(file)
         self._store.held.add(version.id)
@@ -449,7 +362,8 @@ class Stager:
             is_promised=True,
         )
 
-    def _note(self, file: StagedFile) -> None:
+    def note(self, file: StagedFile) -> None:
+        """Know of a file that is kept: from now on it is claimed, and uploaded."""
         before = self.files.get(file.token)
         self.staged_bytes += file.size_bytes - (0 if before is None else before.size_bytes)
         self.files[file.token] = file
@@ -461,7 +375,7 @@ class Stager:
 
     async def change(self, file: StagedFile) -> None:
         """Keep another path, or another thing to replace, of a file that is here."""
-        self._note(file)
+        self.note(file)
         await self._staging.change(file.token, encode_staged(file))
 
     async def forget(self, token: str) -> None:
@@ -480,11 +394,6 @@ class Stager:
     async def _forget(self, file: StagedFile) -> None:
         await self._staging.remove(file.token)
         self._store.held.discard(self.version(file).id)
-
-
-def _put(incoming: _Incoming, data: bytes) -> None:
-    write_all(incoming.fd, data, incoming.digests.size_bytes)
-    incoming.digests.add(data)
 
 
 def _replaced(tag: str) -> str:

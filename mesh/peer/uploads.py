@@ -22,11 +22,12 @@ import structlog
 
 from mesh.blocks import Attributes, FileVersion, is_staged
 from mesh.clock import Clock, monotonic_s
-from mesh.errors import MeshError, NotFound, Stale, Unavailable
+from mesh.errors import MeshError, NotFound, Stale, Unavailable, UnderStoreUnavailable
 from mesh.membership.view import State, View
 from mesh.metrics import Metrics
 from mesh.peer.announcer import Announcer
 from mesh.peer.catalog import Catalog
+from mesh.peer.content import digested
 from mesh.peer.doubts import Doubts
 from mesh.peer.neighbors import RingNeighbors
 from mesh.peer.once import quietly
@@ -64,11 +65,15 @@ STALLED_S = 2.0
 AGAIN_S = 0.2
 """However a try ends, the next one is not at once."""
 
+PUT_MAX = 10_000
 MOVES_MAX = 16
 UNKNOWN = "?"
 """For a tag: there may be something, under whatever tag."""
 
 PAUSE_S, PAUSE_MAX_S = 0.5, 30.0
+AWAY_PAUSE_MAX_S = 5.0
+"""While an under-store is away one file asks for it, so that the order is kept."""
+
 TAKEOVER_S = 3.0
 """For so long a writer must have been gone before somebody else uploads for it."""
 
@@ -97,6 +102,14 @@ class _Job:
 
     is_uploading: bool = False
     task: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True)
+class _Away:
+    """An under-store that does not answer."""
+
+    until_s: float = 0.0
+    tries: int = 0
 
 
 Work = Callable[[StagedFile, _Job], Coroutine[Any, Any, object]]
@@ -140,6 +153,12 @@ class Uploads:
         self._throttle = Throttle(bytes_per_s) if bytes_per_s else None
         self._view: View | None = None
         self._jobs: dict[str, _Job] = {}
+        self._away: dict[str, _Away] = {}
+        """By url of under-stores that did not answer the last time."""
+
+        self._put: dict[str, str] = {}
+        """By path: what the under-store calls what this peer has put there last."""
+
         self._gone_since_s: dict[str, float] = {}
         self.doubts = Doubts(stager, neighbors, clock)
 
@@ -199,12 +218,23 @@ class Uploads:
             if newest.get(file.path, file.token) != file.token:
                 self._begin(self._replaced, file, job, is_uploading=False)
                 continue
-            if uploading < AT_ONCE:
+            if uploading < AT_ONCE and self._may_try(file, now_s):
                 uploading += 1
                 self._begin(self._upload, file, job, is_uploading=True)
             elif claiming < CLAIMS_AT_ONCE and now_s - job.claimed_s > claim_every_s:
                 claiming += 1
                 self._begin(self._claim, file, job, is_uploading=False)
+
+    def _may_try(self, file: StagedFile, now_s: float) -> bool:
+        """Whether the under-store of a file may be there; one file at a time finds that out."""
+        source = self._table.place(file.path).settings.url
+        away = self._away.get(source)
+        if away is None:
+            return True
+        if now_s < away.until_s:
+            return False
+        away.until_s = now_s + AWAY_PAUSE_MAX_S  # for the others, until this one has ended
+        return True
 
     def _begin(self, work: Work, file: StagedFile, job: _Job, *, is_uploading: bool) -> None:
         def end(task: asyncio.Task[None]) -> None:
@@ -269,7 +299,7 @@ class Uploads:
             if wanted is None:
                 return
             file = wanted
-            await self._writer.persist(
+            tag = await self._writer.persist(
                 file,
                 partial(self._read, file, job),
                 lambda found: self._may_replace(file, found),
@@ -284,6 +314,8 @@ class Uploads:
             with suppress(MeshError):
                 await self._catalog.stat(file.path, refresh=True)
         except MeshError as error:
+            if isinstance(error, UnderStoreUnavailable):
+                self._note_away(file)
             job.is_shown = False
             job.tries += 1
             job.reason = str(error)
@@ -291,10 +323,21 @@ class Uploads:
             self._metrics.upload_failures.inc()
             log.warning("not uploaded", path=file.path, tries=job.tries, reason=job.reason)
             return
+        self._away.pop(self._table.place(file.path).settings.url, None)
+        self._put[file.path] = tag
+        while len(self._put) > PUT_MAX:
+            del self._put[next(iter(self._put))]
         if file.holders[0] != self._neighbors.me:
             self._metrics.takeovers.inc()
             log.info("uploaded for another", path=file.path, writer=file.holders[0])
         await self._end(file)
+
+    def _note_away(self, file: StagedFile) -> None:
+        source = self._table.place(file.path).settings.url
+        away = self._away.setdefault(source, _Away())
+        away.tries += 1
+        pause_s = min(PAUSE_S * 2 ** min(away.tries, 10), AWAY_PAUSE_MAX_S)
+        away.until_s = self._clock() + pause_s
 
     async def _read(self, file: StagedFile, job: _Job, offset_bytes: int, size_bytes: int) -> bytes:
         """Return bytes of a staged file, no faster than they may be sent."""
@@ -302,6 +345,8 @@ class Uploads:
         if self._throttle is not None:
             await asyncio.sleep(self._throttle.wait_s(len(data), self._clock()))
         job.sent_bytes = offset_bytes + len(data)
+        if offset_bytes:  # it took what came before
+            self._away.pop(self._table.place(file.path).settings.url, None)
         return data
 
     async def _is_wanted(self, file: StagedFile, job: _Job) -> str:
@@ -321,7 +366,7 @@ class Uploads:
         reply = await self._announcer.claim(file)
         if reply.is_ended:
             raise _Ended(file.path)
-        if reply.over == found.tag:
+        if found.tag in (reply.over, self._put.get(file.path)):
             return True
         known = await self._announcer.knows_all_of(file)
         if known.is_ended:
@@ -331,8 +376,7 @@ class Uploads:
         formers = {*reply.formers, *known.formers}
         if not formers:
             return False
-        digests = await self._writer.digested(file.path, found)
-        return digests.summary() in formers
+        return (await digested(self._table, file.path, found)).summary() in formers
 
     async def _end(self, file: StagedFile) -> None:
         """Let a file go, here and at its other holders."""

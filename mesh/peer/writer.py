@@ -46,6 +46,7 @@ from mesh.metrics import Metrics
 from mesh.paths import spot_of
 from mesh.peer.announcer import Announcer
 from mesh.peer.catalog import Catalog
+from mesh.peer.content import digested
 from mesh.peer.once import quietly
 from mesh.peer.stager import Stager
 from mesh.peer.turns import Turns
@@ -225,7 +226,7 @@ class Writer:
                 log.warning("drafts removed", count=len(removed), reason="their mount is gone")
             for draft in removed:
                 self._drop(draft)
-            await self._stager.give_up_idle()
+            await self._stager.holder.give_up_idle()
             await asyncio.sleep(SWEEP_EVERY_S)
 
     def _copies(self, place: Place, size_bytes: int) -> int:
@@ -406,20 +407,7 @@ class Writer:
         """Whether what is there is what was sent: an answer may have been lost on its way."""
         if found.is_directory or found.size_bytes != out.digests.size_bytes:
             return False
-        return (await self.digested(out.path, found)).is_same(out.digests)
-
-    async def digested(self, path: str, found: Attributes) -> Digests:
-        """Return the checksums of what the under-store has at a path; all of it is read."""
-        place = self._table.place(path)
-        there = Digests(place.settings.block_bytes)
-        rest = b""
-        async for run in place.store.read(place.path, found, 0, found.size_bytes):
-            rest += bytes(run)
-            whole_bytes = len(rest) - len(rest) % PIECE_BYTES
-            await asyncio.to_thread(there.add, rest[:whole_bytes])
-            rest = rest[whole_bytes:]
-        await asyncio.to_thread(there.add, rest)
-        return there
+        return (await digested(self._table, out.path, found)).is_same(out.digests)
 
     async def persist(
         self,
@@ -427,8 +415,10 @@ class Writer:
         read: Callable[[int, int], Awaitable[bytes]],
         may_replace: Callable[[Attributes], Awaitable[bool]],
         is_wanted: Callable[[str], Awaitable[str]],
-    ) -> None:
+    ) -> str:
         """Have the under-store show a staged file, and all know that; raises as `publish` does.
+
+        Returns what the under-store calls it.
 
         Asks *is_wanted* before it may be seen there: from then on it can't be given up.
         """
@@ -439,12 +429,13 @@ class Writer:
             file.token, file.path, file.size_bytes, file.over, mode=file.mode, is_again=True
         )
 
-        async def show(about: Attributes) -> None:
+        async def show(about: Attributes) -> str:
             tagged = replace(about, tag=written_tag(file.token, about.tag))
             await self._announcer.announce(Kept(file.path, tagged, 0.0), is_persisted=True)
+            return about.tag
 
         try:
-            await self._published(request, place, out, show, patience_s=0.0)
+            return await self._published(request, place, out, show, patience_s=0.0)
         finally:
             await self._abort(out)
 

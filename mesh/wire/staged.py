@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from mesh.blocks import Attributes, staged_tag
 from mesh.wire.basics import Method, path_bytes, path_text
+from mesh.wire.catalog import kept_of, kept_to
 from mesh.wire.codec import decode_piece, encode_piece
 from mesh.wire.gen import writes_pb2 as pb
-from mesh.wire.messages import Nothing, Piece
+from mesh.wire.messages import Kept, Nothing, Piece
 
 SERVICE = "mesh.v1.Writes"
 
@@ -99,6 +100,9 @@ class RecallReply:
 
     missed: tuple[str, ...] = ()
     """Paths of which the asker could not be told; "" for all."""
+
+    kept: tuple[Kept, ...] = ()
+    """The same, with what is there now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +245,7 @@ def _encode_recalled(value: RecallReply) -> bytes:
         ended_keys=value.ended,
         ended=value.ended.values(),
         missed=map(path_bytes, value.missed),
+        kept=map(kept_to, value.kept),
     ).SerializeToString()
 
 
@@ -248,7 +253,8 @@ def _decode_recalled(data: bytes) -> RecallReply:
     value = pb.RecallReply.FromString(data)
     ended = dict(zip(value.ended_keys, value.ended, strict=True))
     missed = tuple(map(path_text, value.missed))
-    return RecallReply(tuple(map(staged_of, value.staged)), ended, missed)
+    kept = tuple(map(kept_of, value.kept))
+    return RecallReply(tuple(map(staged_of, value.staged)), ended, missed, kept)
 
 
 def _decode_have(data: bytes) -> HaveRequest:

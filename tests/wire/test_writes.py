@@ -198,7 +198,7 @@ def test_no_field_of_a_reply_is_left_behind() -> None:
     assert g.UPLOADS.decode_reply(g.UPLOADS.encode_reply(waiting_)) == waiting_
     had = g.HaveReply(("t",), ("u",))
     assert g.HAVE.decode_reply(g.HAVE.encode_reply(had)) == had
-    recalled = g.RecallReply((STAGED,), {b"k": b"v"}, ("p", "caf\udce9"))
+    recalled = g.RecallReply((STAGED,), {b"k": b"v"}, ("p", "caf\udce9"), (Kept("q", ABOUT, 0.5),))
     assert g.RECALL.decode_reply(g.RECALL.encode_reply(recalled)) == recalled
     asserted = g.AssertReply(True, "over", "p", (b"e",), b"d", True, ("n",))
     assert g.ASSERT.decode_reply(g.ASSERT.encode_reply(asserted)) == asserted

@@ -179,6 +179,7 @@ class RecallReply(_message.Message):
     ENDED_KEYS_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
     MISSED_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def staged(self) -> _containers.RepeatedCompositeFieldContainer[Global___StagedFile]: ...
     @_builtins.property
@@ -191,6 +192,10 @@ class RecallReply(_message.Message):
     def missed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Paths of which the asker could not be told; empty for all."""
 
+    @_builtins.property
+    def kept(self) -> _containers.RepeatedCompositeFieldContainer[_mesh_pb2.Kept]:
+        """The same, with what is there now."""
+
     def __init__(
         self,
         *,
@@ -198,10 +203,11 @@ class RecallReply(_message.Message):
         ended_keys: _abc.Iterable[_builtins.bytes] | None = ...,
         ended: _abc.Iterable[_builtins.bytes] | None = ...,
         missed: _abc.Iterable[_builtins.bytes] | None = ...,
+        kept: _abc.Iterable[_mesh_pb2.Kept] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "ended_keys", b"ended_keys", "missed", b"missed", "staged", b"staged"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "ended_keys", b"ended_keys", "kept", b"kept", "missed", b"missed", "staged", b"staged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
