@@ -67,6 +67,7 @@ class Holder:
         self._clock = clock
         self._incoming: dict[str, _Incoming] = {}
         self._beginning = asyncio.Lock()
+        self._unended: set[asyncio.Task[_Incoming]] = set()
 
     @property
     def incoming_bytes(self) -> int:
@@ -82,10 +83,12 @@ class Holder:
         if not self._stager.has_room(max(0, request.stable_bytes - here_bytes)):
             raise StoreFull("no room for files of others")
         if incoming is None:
-            incoming = await self._begin(request)
+            incoming = await self._begun(request)
         incoming.heard_s = self._clock()
         try:
             async with incoming.turn:
+                if self._incoming.get(request.draft) is not incoming:
+                    raise Unavailable(f"draft {request.draft} was given up meanwhile")
                 if request.is_anew:
                     await asyncio.to_thread(os.ftruncate, incoming.fd, 0)
                     incoming.digests = self._digests(request)
@@ -101,6 +104,14 @@ class Holder:
         if request.is_final:
             await self._drop_incoming(incoming)
         return Nothing()
+
+    async def _begun(self, request: HoldRequest) -> _Incoming:
+        """Begin, to the end although the asker gives up: a lock that nobody has stays."""
+        task = asyncio.get_running_loop().create_task(self._begin(request))
+        self._unended.add(task)
+        task.add_done_callback(self._unended.discard)
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(task)
 
     async def _begin(self, request: HoldRequest) -> _Incoming:
         async with self._beginning:  # who asks twice at once would wait for its own lock

@@ -214,16 +214,7 @@ async def _running(
     stack.push_async_callback(server.aclose)
     await _listen(server, settings)
     _export(settings.metrics_address, metrics, stack)
-    works: dict[str, Callable[[], Awaitable[None]]] = {
-        "keep room": store.keep_room,
-        "probe": neighbors.probe,
-        "watch lag": neighbors.watch_lag,
-        "repair": repair.run,
-        "tidy": partial(tidy, store.entries, shards),
-        "sweep": scribe.writer.sweep,
-        "uploads": scribe.uploads.run,
-        "doubts": scribe.uploads.doubts.run,
-    }
+    works = _works(store, neighbors, repair, shards, scribe)
     for name, work in works.items():
         tasks.create_task(_steadily(name, work), name=name)
     stack.push_async_callback(membership.leave)
@@ -234,6 +225,22 @@ async def _running(
     keeper.start()
     await server.ready()
     return Peer(reader, catalog, store, neighbors, membership, metrics, keeper, scribe)
+
+
+def _works(
+    store: BlockStore, neighbors: RingNeighbors, repair: Repair, shards: Shards, scribe: Scribe
+) -> dict[str, Callable[[], Awaitable[None]]]:
+    """Return what a peer does for as long as it runs."""
+    return {
+        "keep room": store.keep_room,
+        "probe": neighbors.probe,
+        "watch lag": neighbors.watch_lag,
+        "repair": repair.run,
+        "tidy": partial(tidy, store.entries, shards),
+        "sweep": scribe.writer.sweep,
+        "uploads": scribe.uploads.run,
+        "doubts": scribe.uploads.doubts.run,
+    }
 
 
 async def _steadily(name: str, work: Callable[[], Awaitable[None]]) -> None:

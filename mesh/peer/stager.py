@@ -27,6 +27,7 @@ from mesh.blocks import (
     identity_of,
     is_staged,
     piece_range,
+    token_of,
     under_store_tag,
 )
 from mesh.clock import Clock, monotonic_s

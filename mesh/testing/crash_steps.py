@@ -21,6 +21,7 @@ from unittest.mock import patch
 import grpc.aio._call as grpc_calls
 
 from mesh.client import writes as writes_module
+from mesh.peer import holder as holder_module
 from mesh.peer import server as server_module
 from mesh.peer import stager as stager_module
 from mesh.store import store as store_module
@@ -59,7 +60,7 @@ def crash_steps() -> Iterator[None]:
             (server_module.PeerServer, "_server", _of(_server, server_module.PeerServer._server)),
             (LocalServer, "__init__", _of(_local_server, LocalServer.__init__)),
             (stager_module.Stager, "pull", _of(_pull, stager_module.Stager.pull)),
-            (stager_module, "make_draft", partial(_make_draft, make_draft)),
+            (holder_module, "make_draft", partial(_make_draft, make_draft)),
             (writes_module, "make_draft", partial(_make_draft, make_draft)),
             (writes_module, "new_token", partial(_new_token, new_token)),
             (store_module, "claim", partial(_claim, claim)),
