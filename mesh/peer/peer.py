@@ -174,14 +174,7 @@ async def _running(
     catalog = Catalog(table, store.entries, shards, tasks, metrics)
     directory = settings.store.directory
     scribe = Scribe(
-        store,
-        neighbors,
-        reader,
-        table,
-        catalog,
-        shards,
-        tasks,
-        metrics,
+        *(store, neighbors, reader, table, catalog, shards, tasks, metrics),
         directory=directory,
         staged_bytes_max=settings.staged_bytes_max,
         upload_bytes_per_s=settings.upload_bytes_per_s,
@@ -189,10 +182,7 @@ async def _running(
     await scribe.load()
     gatherer = Gatherer(store, neighbors, reader, tasks, metrics)
     repair = Repair(
-        store,
-        neighbors,
-        reader,
-        metrics,
+        *(store, neighbors, reader, metrics),
         bytes_per_s=settings.repair_bytes_per_s,
         capacity_bytes=settings.store.capacity_bytes,
     )
@@ -214,14 +204,13 @@ async def _running(
     stack.push_async_callback(server.aclose)
     await _listen(server, settings)
     _export(settings.metrics_address, metrics, stack)
-    works = _works(store, neighbors, repair, shards, scribe)
-    for name, work in works.items():
+    for name, work in _works(store, neighbors, repair, shards, scribe).items():
         tasks.create_task(_steadily(name, work), name=name)
     stack.push_async_callback(membership.leave)
     await _enter(settings, membership, presence, store, tasks)
-    await scribe.recall()
     stack.push_async_callback(presence.drain, for_s=settings.drain_s)
     stack.push_async_callback(scribe.uploads.drain, for_s=settings.flush_s)
+    await scribe.recall()
     keeper.start()
     await server.ready()
     return Peer(reader, catalog, store, neighbors, membership, metrics, keeper, scribe)
