@@ -4,6 +4,7 @@
     python -m chaos run kill        one scenario
     python -m chaos set             those that CI runs
     python -m chaos soak --minutes 30 --seed 7
+    python -m chaos writers --seeds 20
 
 A run makes hosts (network namespaces), a mesh on them, readers that check every
 byte, and faults at times that a seed decides. It fails when a reader saw a wrong

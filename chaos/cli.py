@@ -18,6 +18,9 @@ from chaos.plan import soak as soak_seeds
 from chaos.report import Report
 from chaos.run import play
 from chaos.scenario import ALL, Scenario
+from chaos.writers import results
+from chaos.writers.plan import FULL, SHORT
+from chaos.writers.run import play as write_through_faults
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Faults under load.")
 PEERS = 4
@@ -76,6 +79,25 @@ def soak(
         reports.append(_played(ALL["mixed"], each, peers, membership, name=name))
     _summarize(reports)
     raise typer.Exit(0 if all(report.passed for report in reports) else 1)
+
+
+@app.command()
+def writers(
+    seeds: Annotated[int, typer.Option(min=1, help="How many, one after the other.")] = 20,
+    first_seed: Annotated[int, typer.Option(min=0)] = 1,
+    *,
+    short: Annotated[bool, typer.Option("--short", help="26 s of load in place of 100.")] = False,
+) -> None:
+    """Write through faults, and see that no acknowledged byte is lost."""
+    check_machine()
+    outcomes = []
+    for seed in range(first_seed, first_seed + seeds):
+        outcomes.append(write_through_faults(seed, SHORT if short else FULL))
+        print(results.in_words(outcomes[-1]), flush=True)
+        report = results.report(outcomes)
+        report.write()
+    report.print()
+    raise typer.Exit(0 if report.passed else 1)
 
 
 def _played(

@@ -6,6 +6,7 @@ run's own and end before.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -18,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from chaos.config import METRICS_PORT, PEER_PORT, MeshSettings, PeerPlace, mesh_toml
 from chaos.daemons import Daemon, end, mesh_command
-from chaos.disks import Disk
+from chaos.disks import Disk, MemoryDisk
 from chaos.network import Host, Network
 from chaos.orders import Orders
 from chaos.place import is_mounted, run, take_away, until
@@ -102,12 +103,16 @@ class Cluster:
         peers: int,
         settings: MeshSettings,
         disk_bytes: int | None = None,
+        in_memory: bool = False,
         relayed: bool = False,
+        directory: Path | None = None,
     ) -> None:
-        """Describe a mesh; *disk_bytes* puts each store on a disk of its own."""
+        """Describe a mesh; *disk_bytes* puts each store on a disk of its own, which may be *in
+        memory*. Its under-store is an S3 server, or a *directory*."""
         self.place = place
         self.settings = settings
-        self._disk_bytes, self._relayed = disk_bytes, relayed
+        self._disk_bytes, self._in_memory, self._relayed = disk_bytes, in_memory, relayed
+        self._directory = directory
         self._count = peers
         self._stack = ExitStack()
         self.network = Network()
@@ -117,9 +122,10 @@ class Cluster:
     def __enter__(self) -> Self:
         with ExitStack() as starting:
             starting.enter_context(self.network)
-            host = self.network.add("s3")
-            self.under_store = UnderStore(host, self.place / "s3", seed=self.settings.seed)
-            starting.enter_context(self.under_store)
+            if self._directory is None:
+                host = self.network.add("s3")
+                self.under_store = UnderStore(host, self.place / "s3", seed=self.settings.seed)
+                starting.enter_context(self.under_store)
             starting.callback(self._end_nodes)
             hosts = [self.network.add(f"p{number + 1}") for number in range(self._count)]
             places = [self._place_of(index, host) for index, host in enumerate(hosts)]
@@ -144,12 +150,10 @@ class Cluster:
     def _node(self, index: int, host: Host, places: Sequence[PeerPlace]) -> Node:
         me = places[index]
         me.directory.mkdir()
-        disk = None
-        if self._disk_bytes:
-            image = self.place / f"disk-{index + 1}.img"
-            disk = Disk(image, me.directory / "disk", size_bytes=self._disk_bytes)
+        disk = self._disk_of(index, me)
         config = self.place / f"{me.name}.toml"
-        config.write_text(mesh_toml(me, places, self.under_store.place, self.settings))
+        shown = self._directory or self.under_store.place
+        config.write_text(mesh_toml(me, places, shown, self.settings))
         view = self.place / f"view-{index + 1}"
         view.mkdir()
         peer = mesh_command("peer", "-c", str(config))
@@ -167,6 +171,14 @@ class Cluster:
         if self._relayed:
             self._put_relay_before(node)
         return node
+
+    def _disk_of(self, index: int, me: PeerPlace) -> Disk | None:
+        if not self._disk_bytes:
+            return None
+        point = me.directory / "disk"
+        if self._in_memory:
+            return MemoryDisk(point, size_bytes=self._disk_bytes)
+        return Disk(self.place / f"disk-{index + 1}.img", point, size_bytes=self._disk_bytes)
 
     def _put_relay_before(self, node: Node) -> None:
         control = node.place.directory / "r"
@@ -202,9 +214,15 @@ class Cluster:
 
     def release_readers(self) -> None:
         """Take all mounts away, so that nobody can wait in them any more."""
-        end([node.mount for node in self.nodes], patience_s=5.0)
-        for node in self.nodes:
+        mounts = [node.mount for node in self.nodes]
+        for mount in mounts:
+            mount.signal(signal.SIGCONT)
+            mount.signal(signal.SIGTERM)
+        with suppress(TimeoutError):
+            until(lambda: not any(m.is_running for m in mounts), "mounts end", within_s=5.0)
+        for node in self.nodes:  # one that is killed first may wait in the kernel for ever
             take_away(node.view)
+        end(mounts, patience_s=5.0)
 
     def _end_nodes(self) -> None:
         self.release_readers()

@@ -62,18 +62,19 @@ class MeshSettings:
 
 
 def mesh_toml(
-    me: PeerPlace, peers: Sequence[PeerPlace], under_store: S3Place, settings: MeshSettings
+    me: PeerPlace, peers: Sequence[PeerPlace], under_store: S3Place | Path, settings: MeshSettings
 ) -> str:
     """Return the configuration of one peer and of the mounts beside it."""
+    s3 = under_store if isinstance(under_store, S3Place) else None
+    url = under_store.as_uri() if isinstance(under_store, Path) else f"s3://{under_store.bucket}"
     sections = {
         "cluster": _cluster(peers, settings),
         "peer": _peer(me, settings),
         "store": f'directory = "{me.store}"\ncapacity = "{settings.capacity}"\n'
         "free_space_ratio = 0.01\n",
-        'mounts."/"': f'url = "s3://{under_store.bucket}"\nblock = "{settings.block}"\n'
+        'mounts."/"': f'url = "{url}"\nblock = "{settings.block}"\n'
         f'timeout = "{settings.timeout}"\nrequest = "1MiB"\n',
-        'mounts."/".s3': f'endpoint = "{under_store.endpoint}"\n'
-        f'access_key = "{under_store.access_key}"\nsecret_key = "{under_store.secret_key}"\n',
+        'mounts."/".s3': _s3(s3) if s3 else "",
         "security": "insecure = true\n",
         "fuse": "",
         "log": f'level = "{os.environ.get(LOG_LEVEL, "info")}"\n',
@@ -81,6 +82,14 @@ def mesh_toml(
     return "\n".join(
         f"[{name}]\n{_above_tables(lines, settings.more.get(name, ''))}"
         for name, lines in sections.items()
+        if lines or not name.endswith(".s3")
+    )
+
+
+def _s3(place: S3Place) -> str:
+    return (
+        f'endpoint = "{place.endpoint}"\n'
+        f'access_key = "{place.access_key}"\nsecret_key = "{place.secret_key}"\n'
     )
 
 

@@ -1,4 +1,5 @@
-"""Disks of a run's own: an ext4 in a file, so that it can be small, full, or lose power."""
+"""Disks of a run's own, so that they can be small or full: an ext4 in a file, which can also
+lose power, or memory."""
 
 from __future__ import annotations
 
@@ -63,6 +64,30 @@ class Disk:
                 with suppress(OSError):
                     while os.write(fd, os.urandom(4096) * (size_bytes // 4096)):
                         pass
+        finally:
+            os.close(fd)
+        return filler
+
+
+class MemoryDisk(Disk):
+    """A disk that is quick, and not to be used up by anything else: a tmpfs."""
+
+    def __init__(self, point: Path, *, size_bytes: int) -> None:
+        self.point, self._size_bytes = point, size_bytes
+        point.mkdir(parents=True)
+        self.attach()
+
+    def attach(self) -> None:
+        run("mount", "-t", "tmpfs", "-o", f"size={self._size_bytes}", "chaos", str(self.point))
+
+    def fill(self) -> Path:
+        """Put a file on it, or make it longer, that takes all that is free; return the file."""
+        filler = self.point / "filler"
+        fd = os.open(filler, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            while free_bytes := self.free_bytes():
+                with suppress(OSError):  # somebody else was quicker
+                    os.posix_fallocate(fd, os.fstat(fd).st_size, free_bytes)
         finally:
             os.close(fd)
         return filler

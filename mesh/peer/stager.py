@@ -67,6 +67,7 @@ PULLED_BYTES = 32 * MIB
 
 HOLD_TIMEOUT_S = 600.0
 LET_GO_TIMEOUT_S = 5.0
+REMOVED_AGAIN_S = 1.0
 HOLDERS_TRIED = 3
 OUTGOING_MAX = 256
 
@@ -390,10 +391,17 @@ class Stager:
         self.staged_bytes -= file.size_bytes
         self._tell_size()
         work = quietly(self._forget(file))
-        await asyncio.shield(self._tasks.create_task(work, name=f"forget {file.path}"))
+        forgetting = self._tasks.create_task(work, name=f"forget {file.path}")
+        await asyncio.wait({forgetting}, timeout=REMOVED_AGAIN_S)  # a full disk takes longer
 
     async def _forget(self, file: StagedFile) -> None:
-        await self._staging.remove(file.token)
+        while True:
+            try:
+                await self._staging.remove(file.token)
+                break
+            except (StoreFull, OSError) as error:
+                log.warning("staged file not removed", token=file.token, reason=str(error))
+            await asyncio.sleep(REMOVED_AGAIN_S)
         self._store.held.discard(self.version(file).id)
 
 
