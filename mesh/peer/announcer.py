@@ -19,6 +19,7 @@ from mesh.clock import Clock, monotonic_s
 from mesh.errors import MeshError, NotFound, Unavailable
 from mesh.paths import Spot, spot_of
 from mesh.peer.catalog import Catalog
+from mesh.peer.once import quietly
 from mesh.peer.overlay import Overlay
 from mesh.peer.shards import Shards
 from mesh.store.entry_store import Changes, EntryStore
@@ -144,15 +145,16 @@ class Announcer:
             for spot, change in zip(spots, changes, strict=True):
                 self._catalog.note(spot.source, spot.parent, change)
             return Nothing()
+        told = [spot_of(self._table, plain(one.path)) for one in _all(request)]
         if request.staged:  # safe before anybody sees it
-            await self._give_copies(request, spots)
+            await self._give_copies(request, told)
         for spot, change in zip(spots, changes, strict=True):
             self._catalog.tell(spot.source, spot.parent, change)
         await self._entries.flushed()
         for directory in {spot.directory: None for spot in spots}:
             await self._catalog.all_heard(directory)
         if not request.staged:  # after the word that what they knew is old
-            await self._give_copies(request, spots)
+            await self._give_copies(request, told)
         return Nothing()
 
     def _over(self, file: StagedFile) -> StagedFile:
@@ -330,7 +332,7 @@ class Announcer:
         """Learn what the other owners of this peer's directories were told meanwhile."""
         try:
             peers = [member.name for member in self._shards.others()]
-            await asyncio.gather(*(self._recall_from(peer) for peer in peers))
+            await asyncio.gather(*(quietly(self._recall_from(peer)) for peer in peers))
         finally:
             self._recalled.set()
 
@@ -367,7 +369,10 @@ class Announcer:
     async def _doubt(self, path: str) -> None:
         """Believe no more what was known of a path; of all of them, if it is the root."""
         if not path:
-            await self.announce_tree("")
+            for root in self._table.roots():
+                place = self._table.place(root)
+                tree = Change(place.settings.url, place.path, is_tree=True)
+                await self._catalog.doubt_tree(tree)
             return
         spot = spot_of(self._table, path)
         change = Change(spot.source, spot.parent, (spot.name,), is_listing=True)

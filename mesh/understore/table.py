@@ -61,6 +61,10 @@ class MountTable:
                 return Place(settings, self._stores[settings.url], path[len(mount) + 1 :])
         raise NotFound(f"{path}: no mount is over it")
 
+    def roots(self) -> list[str]:
+        """Return the paths of all mounts."""
+        return ["/".join(parts) for parts in self._mounts]
+
     def store_of(self, file: FileVersion) -> UnderStore:
         """Return the under-store that a version comes from; `NotFound` if it is not ours."""
         try:

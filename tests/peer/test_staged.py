@@ -12,7 +12,7 @@ import pytest
 from mesh.blocks import MIB, holders_of, is_staged
 from mesh.errors import Exists, NotFound, StoreFull, UnderStoreUnavailable
 from mesh.metrics import total
-from mesh.peer import alterations, doubts, uploads, writer
+from mesh.peer import alterations, announcer, doubts, uploads, writer
 from mesh.peer import holder as holder_module
 from mesh.peer.alterations import staged_file
 from mesh.peer.scribe import Scribe
@@ -246,6 +246,24 @@ async def test_an_owner_who_was_away_learns_what_was_staged_and_what_has_ended(
         await mesh.flush()
         assert mesh.store.files == {"models/old": b"", PATH: b"two"}
         assert await host.names() == ["new.bin", "old"]
+
+
+@pytest.mark.parametrize("missed_max", [10_000, 0])
+async def test_an_owner_who_was_away_does_not_believe_what_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missed_max: int
+) -> None:
+    """Be it told of each name, or that there were too many."""
+    monkeypatch.setattr(announcer, "MISSED_MAX", missed_max)
+    async with staged(tmp_path, durability="through", is_away=False) as mesh:
+        first, _, writer = owners(mesh.cluster)
+        host = {"a": mesh.a, "b": mesh.b, "c": mesh.c}[writer]
+        await host.put(b"one")
+        await mesh.cluster.stop(first)
+        over = (await host.client.stat(PATH)).attributes.tag
+        await host.put(b"three", over=over)
+        await mesh.cluster.start(first)
+        catalog = mesh.cluster.peers[first].catalog
+        assert (await catalog.stat(PATH)).attributes.size_bytes == 5
 
 
 async def test_an_owner_who_knows_nothing_asks_the_other_one(tmp_path: Path) -> None:
