@@ -19,7 +19,6 @@ from mesh.clock import Clock, monotonic_s
 from mesh.errors import MeshError, NotFound, Unavailable
 from mesh.paths import Spot, spot_of
 from mesh.peer.catalog import Catalog
-from mesh.peer.once import quietly
 from mesh.peer.overlay import Overlay
 from mesh.peer.shards import Shards
 from mesh.store.entry_store import Changes, EntryStore
@@ -332,7 +331,8 @@ class Announcer:
         """Learn what the other owners of this peer's directories were told meanwhile."""
         try:
             peers = [member.name for member in self._shards.others()]
-            await asyncio.gather(*(quietly(self._recall_from(peer)) for peer in peers))
+            if all(await asyncio.gather(*(self._recall_from(peer) for peer in peers))):
+                self._catalog.sure_since_s = 0.0
         finally:
             self._recalled.set()
 
@@ -341,13 +341,14 @@ class Announcer:
             async with asyncio.timeout(RECALL_S):
                 await self._recalled.wait()
 
-    async def _recall_from(self, peer: str) -> None:
+    async def _recall_from(self, peer: str) -> bool:
+        """Learn from a peer; False if it does not answer."""
         try:
             async with asyncio.timeout(RECALL_TIMEOUT_S):
                 reply = await self._shards.recall(peer)
         except (MeshError, TimeoutError) as error:
             log.info("not recalled", peer=peer, reason=str(error) or "no answer in time")
-            return
+            return False
         news, gone = await self._overlay.learn(reply.staged, reply.ended)
         for file in [*gone, *news]:
             spot = spot_of(self._table, file.path)
@@ -365,6 +366,7 @@ class Announcer:
         if news or gone or count:
             counts = {"staged": len(news), "ended": len(gone), "missed": count}
             log.info("recalled", peer=peer, **counts)
+        return True
 
     async def _doubt(self, path: str) -> None:
         """Believe no more what was known of a path; of all of them, if it is the root."""

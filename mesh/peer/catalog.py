@@ -100,7 +100,7 @@ class Catalog:
         self._window_s = 0.0
         self.staged: Callable[[bytes], Mapping[str, Attributes]] = lambda directory: {}
         """What is seen in a directory although its under-store does not have it."""
-
+        self.sure_since_s = clock()  # what was learned before may have changed meanwhile
         self._to_keep: dict[str, dict[str, Kept]] = {}
 
     # For this host
@@ -275,18 +275,19 @@ class Catalog:
         return spot.reply(about or DIRECTORY, known_s=age_s(since_s, now_s), fresh_s=fresh_s)
 
     def _stale(self, spot: Spot, reason: str) -> StatReply | None:
-        """Return what was known last, marked as stale; `NotFound` if the name was not there:
-        so that a file can be made, and staged, while its under-store does not answer."""
+        """Return what was known last, marked as stale; `NotFound` if an owner knows that it was
+        not there: so a file can be made, and staged, while its under-store does not answer."""
         record, since_s = self._entries.look(spot.directory, spot.name)
         about = None if record is None else record.attributes
-        if about is None and spot.name and self._entries.listed_s(spot.directory) is not None:
+        listed_s = self._entries.listed_s(spot.directory) or -1.0
+        is_sure = listed_s >= self.sure_since_s and self._shards.owns(spot.directory)
+        if about is None and spot.name and is_sure:
             raise NotFound(f"{spot.path}: no such file, as far as was known last")
         if about is None or not (about.is_directory or about.tag):
             return None
         log.warning("stale answer", path=spot.path, reason=reason)
         self._metrics.catalog_requests.labels("stale").inc()
-        known_s = age_s(since_s, self._clock())
-        return spot.reply(about, known_s=known_s, fresh_s=0.0, is_stale=True)
+        return spot.reply(about, known_s=age_s(since_s, self._clock()), fresh_s=0.0, is_stale=True)
 
     def _between_mounts(self, path: str) -> StatReply:
         """Describe a directory that exists only because a mount lies below it."""

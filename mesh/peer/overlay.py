@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
+import structlog
+
 from mesh.blocks import Attributes, identity_of, under_store_tag
 from mesh.clock import Clock
 from mesh.errors import StoreFull
@@ -21,6 +23,8 @@ from mesh.store.notes import Notes
 from mesh.understore.table import MountTable
 from mesh.wire.basics import path_bytes, path_text
 from mesh.wire.staged import StagedFile, decode_staged, encode_staged
+
+log = structlog.get_logger()
 
 BELIEVED_S = 120.0
 """After so long without a word of its holders, though one of them is there, it is not."""
@@ -234,7 +238,7 @@ class Overlay:
         if not self._known[directory]:
             del self._known[directory]
         await self.end(known.file.token, known.file.path, moved_to=moved_to)
-        await self._names.put({_key(directory, name): None})
+        await _as_far_as_there_is_room(self._names, {_key(directory, name): None})
 
     async def end(self, token: str, path: str, *, moved_to: str = "") -> None:
         """Note that a staged file is not to go to a path any more."""
@@ -247,12 +251,21 @@ class Overlay:
             oldest = next(iter(self._ended))
             del self._ended[oldest]
             changes[oldest] = None
-        await self._ended_notes.put(changes)
+        await _as_far_as_there_is_room(self._ended_notes, changes)
 
     def _spot(self, path: str) -> tuple[bytes, str]:
         place = self._table.place(path)
         parent, name = split(place.path)
         return directory_key(place.settings.url, parent), name
+
+
+async def _as_far_as_there_is_room(notes: Notes, changes: Mapping[bytes, bytes | None]) -> None:
+    """Journal what is not promised to anybody: without it an owner that is started again asks
+    the others."""
+    try:
+        await notes.put(changes)
+    except StoreFull as error:
+        log.warning("not journaled", reason=str(error))
 
 
 class _Names(Mapping[str, Attributes]):

@@ -236,13 +236,18 @@ class Stager:
             log.warning("not staged", path=file.path, reason=str(error))
             await self._take_back(file)
             return None
+        is_told = False
         try:
             async with self._turns.of(file.path):
                 if request.is_exclusive:
                     await self._check_new(file, is_again=request.is_again)
+                is_told = True
                 await self._announcer.announce_staged(file)
         except MeshError:
-            await self._take_back(file)
+            if is_told:
+                self.note(file)  # an owner may know of it, and have ended what it replaces
+            else:
+                await self._take_back(file)
             raise
         self.note(file)  # now it may be claimed, and uploaded
         reply = spot.reply(file.attributes, known_s=0.0, fresh_s=spot.place.settings.max_age_s)

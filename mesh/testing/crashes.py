@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, suppress
@@ -31,6 +32,10 @@ T = TypeVar("T")
 
 THREADS_EVERY_S = 0.001
 BURIED_WITHIN_S = 5.0
+IDLE_WITHIN_S = 10.0
+RESTLESS: list[Life] = []
+"""Those that could not be buried."""
+
 DIRECTORIES: dict[str, Life] = {}
 """The peer that runs on a data directory: its threads do not say whose they are."""
 
@@ -154,6 +159,16 @@ class Life:
         self._unlock()
         DIRECTORIES.pop(str(self.directory), None)
 
+    @staticmethod
+    async def let_go_of_store(client: MeshClient) -> None:
+        """Have a client that goes on read the store of its peer no more: that is to be closed."""
+        client.here.close()
+        count: int = client.threads._max_workers
+        idle = threading.Barrier(count + 1)
+        for _ in range(count):
+            client.threads.submit(idle.wait, IDLE_WITHIN_S)
+        await asyncio.to_thread(idle.wait, IDLE_WITHIN_S)
+
     async def reap_mount(self, client: MeshClient) -> None:
         """Do for a mount that is over what the kernel would do."""
         self.is_over = True
@@ -189,7 +204,9 @@ class Life:
         for task in tasks:
             task.cancel()
         if left := [*tasks, *self._stopping]:
-            await asyncio.wait(left, timeout=BURIED_WITHIN_S)
+            _, restless = await asyncio.wait(left, timeout=BURIED_WITHIN_S)
+            # A server of gRPC that is collected before it has stopped ends the process.
+            RESTLESS.extend([self] if restless else [])
         for task in [*self.tasks, *self._stopping]:
             if task.done() and not task.cancelled():
                 task.exception()  # seen, so that asyncio does not complain
