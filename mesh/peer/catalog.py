@@ -99,7 +99,6 @@ class Catalog:
         self._misses: Counter[str] = Counter()
         self._window_s = 0.0
         self.staged: Callable[[bytes], Mapping[str, Attributes]] = lambda directory: {}
-        """What is seen in a directory although its under-store does not have it."""
         self.sure_since_s = clock()  # what was learned before may have changed meanwhile
         self._to_keep: dict[str, dict[str, Kept]] = {}
 
