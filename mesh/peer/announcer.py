@@ -342,26 +342,30 @@ class Announcer:
                 await self._recalled.wait()
 
     async def _recall_from(self, peer: str) -> bool:
-        """Learn from a peer; False if it does not answer."""
+        """Learn from a peer; False if it does not answer, or what it says can't be kept."""
         try:
             async with asyncio.timeout(RECALL_TIMEOUT_S):
                 reply = await self._shards.recall(peer)
         except (MeshError, TimeoutError) as error:
             log.info("not recalled", peer=peer, reason=str(error) or "no answer in time")
             return False
-        news, gone = await self._overlay.learn(reply.staged, reply.ended)
-        for file in [*gone, *news]:
-            spot = spot_of(self._table, file.path)
-            is_here = self._overlay.has(spot.directory, spot.name)
-            one = Kept(file.path, file.attributes if is_here else None, 0.0)
-            self._catalog.tell(spot.source, spot.parent, self._note(spot, one))
-        for one in reply.kept:
-            await self._doubt(one.path)
-            spot = spot_of(self._table, one.path)
-            if not self._overlay.has(spot.directory, spot.name):
-                self._catalog.note(spot.source, spot.parent, self._note(spot, one))
-        for path in reply.missed:
-            await self._doubt(path)
+        try:
+            news, gone = await self._overlay.learn(reply.staged, reply.ended)
+            for file in [*gone, *news]:
+                spot = spot_of(self._table, file.path)
+                is_here = self._overlay.has(spot.directory, spot.name)
+                one = Kept(file.path, file.attributes if is_here else None, 0.0)
+                self._catalog.tell(spot.source, spot.parent, self._note(spot, one))
+            for one in reply.kept:
+                await self._doubt(one.path)
+                spot = spot_of(self._table, one.path)
+                if not self._overlay.has(spot.directory, spot.name):
+                    self._catalog.note(spot.source, spot.parent, self._note(spot, one))
+            for path in reply.missed:
+                await self._doubt(path)
+        except MeshError as error:
+            log.warning("not recalled", peer=peer, reason=str(error))
+            return False
         count = len(reply.missed) + len(reply.kept)
         if news or gone or count:
             counts = {"staged": len(news), "ended": len(gone), "missed": count}
