@@ -1,7 +1,7 @@
 # Everything here works in a fresh checkout: scripts/setup brings what is missing.
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all chaos check proto bench bench-meta bench-ckpt bench-rivals clean
+.PHONY: help setup demo test test-all chaos explore check proto bench bench-meta bench-ckpt bench-rivals clean
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,11 @@ test-all: ## all tests
 chaos: ## break real meshes for at most 6 minutes, and see that no reader minds; as root
 	@scripts/setup dev
 	@$(BIN)/python -m chaos set
+
+explore: ## end everything at each step of a write, and write through faults; half an hour
+	@scripts/setup dev
+	@MESH_EXPLORE=1 $(BIN)/pytest tests/peer/test_crash_points.py
+	@$(BIN)/python -m chaos writers --short
 
 check: ## style, types, and that mesh/wire/gen is what proto/ says
 	@scripts/setup dev
