@@ -48,7 +48,6 @@ _PLACE: list[Column] = [
 _CACHE: list[Column] = [
     ("cache", lambda d: f"{size_shown(d.used_bytes)} / {size_shown(d.capacity_bytes)}"),
     ("blocks", lambda d: str(d.block_count)),
-    ("staged", lambda d: size_shown(d.staged_bytes) if d.staged_files else NOTHING),
     ("hit", lambda d: percent_shown(hit_ratio(d.read_bytes))),
     ("failovers", lambda d: str(d.failovers)),
     ("corrupt", lambda d: str(d.corrupt_blocks)),

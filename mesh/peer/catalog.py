@@ -278,9 +278,9 @@ class Catalog:
         not there: so a file can be made, and staged, while its under-store does not answer."""
         record, since_s = self._entries.look(spot.directory, spot.name)
         about = None if record is None else record.attributes
-        listed_s = self._entries.listed_s(spot.directory) or -1.0
-        is_sure = listed_s >= self.sure_since_s and self._shards.owns(spot.directory)
-        if about is None and spot.name and is_sure:
+        listed_s = self._entries.listed_s(spot.directory)
+        is_sure = listed_s is not None and listed_s >= self.sure_since_s
+        if about is None and spot.name and is_sure and self._shards.owns(spot.directory):
             raise NotFound(f"{spot.path}: no such file, as far as was known last")
         if about is None or not (about.is_directory or about.tag):
             return None

@@ -228,6 +228,7 @@ def _works(
         "tidy": partial(tidy, store.entries, shards),
         "sweep": scribe.writer.sweep,
         "uploads": scribe.uploads.run,
+        "recall": scribe.recall_all,
         "doubts": scribe.uploads.doubts.run,
     }
 

@@ -106,6 +106,10 @@ class Scribe:
         """Learn what was staged, and what has ended, while this peer was away."""
         await self._announcer.recall()
 
+    async def recall_all(self) -> None:
+        """The same from those who did not answer then."""
+        await self._announcer.recall_all()
+
     def handlers(self) -> list[Handler]:
         """Return what neighbors may ask, and what this host's people alone may."""
         return [

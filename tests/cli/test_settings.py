@@ -177,7 +177,7 @@ PEM = "is not a file; write the path of a PEM file that exists"
 LEVEL = "is not known; write 'debug', 'info', 'warning' or 'error'"
 SECTIONS = "write one of cluster, peer, store, mounts, fuse, security, log"
 DID_YOU_MEAN = "unknown key; did you mean capacity?"
-STORE_KEYS = "write one of directory, capacity, free_space_ratio"
+STORE_KEYS = "write one of directory, capacity, free_space_ratio, staging, upload_limit"
 
 
 @pytest.mark.parametrize(
