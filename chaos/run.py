@@ -87,7 +87,7 @@ class Run:
             row("egress of the cold read by all", ratio, "x data", at_most=1.02)
         )
         if checked:
-            self.check(checks.egress_at_most(ratio, most=1.25))
+            self.check(checks.egress_at_most(ratio, most=checks.EGRESS_HEDGED_RATIO_MAX))
 
     def start_cold(
         self, nodes: Sequence[Node] | None = None, *, threads: int = 1, copies: int = 1

@@ -93,7 +93,10 @@ def _cold_under(run: Run, fault: Fault) -> None:
     run.heal(fault)
     run.stop()
     run.report.rows.append(row("the cold read by all took", took_s, "s"))
-    run.check(checks.egress_at_most(run.cluster.under_store.egress_bytes / run.data_bytes))
+    ratio = run.cluster.under_store.egress_bytes / run.data_bytes
+    most = checks.EGRESS_RATIO_MAX
+    run.report.rows.append(row("under-store egress of all", ratio, "x data", at_most=most))
+    run.check(checks.egress_at_most(ratio, most=checks.EGRESS_HEDGED_RATIO_MAX))
 
 
 @scenario(
