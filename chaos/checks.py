@@ -26,6 +26,8 @@ class Check:
     what: str
     holds: bool
     seen: str
+    is_final: bool = False
+    """Whether a run that broke it is not repeated."""
 
     def __str__(self) -> str:
         return f"{self.what}: {self.seen}"
@@ -48,7 +50,7 @@ def no_wrong_bytes(reads: Iterable[Read]) -> Check:
     if wrong:
         first = wrong[0]
         seen += f"; the first: file {first.file} at {first.offset_bytes} by {first.reader}"
-    return Check("no wrong bytes", not wrong, seen)
+    return Check("no wrong bytes", not wrong, seen, is_final=True)
 
 
 def errors_outside(reads: Iterable[Read], excused: Sequence[Window] = ()) -> list[Read]:

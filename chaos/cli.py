@@ -54,11 +54,21 @@ def run(
 
 @app.command("set")
 def run_set(seed: Seed = None, peers: Peers = PEERS, membership: Told = DEFAULT_MEMBERSHIP) -> None:
-    """Run the scenarios that CI runs; ends with `N passed, N failed`."""
+    """Run the scenarios that CI runs; ends with `N passed, N failed`.
+
+    One that failed runs once more, with the same seed, and both are shown: machines that are
+    shared stall. Wrong bytes are final.
+    """
     seed = _drawn() if seed is None else seed
-    reports = [_played(each, seed, peers, membership) for each in scenario.in_set()]
-    _summarize(reports)
-    raise typer.Exit(0 if all(report.passed for report in reports) else 1)
+    reports: list[Report] = []
+    last: list[Report] = []
+    for each in scenario.in_set():
+        reports.append(_played(each, seed, peers, membership))
+        if not reports[-1].passed and not reports[-1].is_final:
+            reports.append(_played(each, seed, peers, membership))
+        last.append(reports[-1])
+    _summarize(reports, last)
+    raise typer.Exit(0 if all(report.passed for report in last) else 1)
 
 
 @app.command()
@@ -77,7 +87,7 @@ def soak(
             break
         name = f"mixed-{number + 1}"
         reports.append(_played(ALL["mixed"], each, peers, membership, name=name))
-    _summarize(reports)
+    _summarize(reports, reports)
     raise typer.Exit(0 if all(report.passed for report in reports) else 1)
 
 
@@ -113,7 +123,8 @@ def _played(
     return report
 
 
-def _summarize(reports: list[Report]) -> None:
+def _summarize(reports: list[Report], last: list[Report]) -> None:
+    """Draw all reports; those that are the *last* of their scenario count."""
     drawn = Table(title="chaos")
     for heading in ("scenario", "seed", "seconds", "goals missed", "result"):
         drawn.add_column(heading)
@@ -124,8 +135,9 @@ def _summarize(reports: list[Report]) -> None:
         took = f"{report.took_s:.0f}"
         drawn.add_row(report.name, str(report.seed), took, "; ".join(missed), verdict)
     Console().print(drawn)
-    passed = sum(report.passed for report in reports)
-    print(f"{passed} passed, {len(reports) - passed} failed")
+    passed = sum(report.passed for report in last)
+    repeated = len(reports) - len(last)
+    print(f"{passed} passed, {len(last) - passed} failed, {repeated} had to be repeated")
 
 
 def _drawn() -> int:

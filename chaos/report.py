@@ -84,6 +84,11 @@ class Report:
     def passed(self) -> bool:
         return bool(self.checks) and all(check.holds for check in self.checks)
 
+    @property
+    def is_final(self) -> bool:
+        """Whether a check broke that no repetition can mend: what a stall may not do either."""
+        return any(check.is_final and not check.holds for check in self.checks)
+
     def print(self) -> None:
         console = Console()
         Console(width=max(console.width, 120)).print(self._drawn())
