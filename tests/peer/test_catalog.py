@@ -368,7 +368,8 @@ async def test_look_ups_one_after_the_other_bring_the_listing(tmp_path: Path) ->
             await asyncio.sleep(0.01)
         for number in range(1000):
             await d.catalog.stat(f"big/{number:04}")
-        assert (store.listings, store.stats) == (1, 8)
+        assert store.listings == 1
+        assert 1 <= store.stats <= 8  # as many as were looked up before the listing was here
 
 
 class Paged(MemoryUnderStore):

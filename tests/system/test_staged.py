@@ -57,6 +57,7 @@ def flushed(hosts: Hosts, by: str, path: str = "/") -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("durability", "copies"), [("copies", 2), ("local", 1)])
 def test_a_file_is_read_everywhere_before_it_is_persisted(
     tmp_path: Path, durability: str, copies: int
@@ -106,6 +107,7 @@ for name in ("persisted", "copies", "queued_since"):
         )
 
 
+@pytest.mark.slow
 def test_a_holder_persists_what_a_dead_writer_has_promised(tmp_path: Path) -> None:
     with mounted(tmp_path, "copies", max_age='"2s"') as (hosts, (one, two, three), data):
         do(one, "os.listdir(view); (view / 'known').write_bytes(b'k')")
@@ -136,6 +138,7 @@ def test_a_holder_persists_what_a_dead_writer_has_promised(tmp_path: Path) -> No
         assert sorted(p.name for p in data.iterdir()) == ["f", "known"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("durability", ["copies", "local"])
 def test_all_are_killed_and_nothing_that_was_promised_is_lost(
     tmp_path: Path, durability: str
@@ -178,6 +181,7 @@ os.kill(int(sys.argv[3]), 9)
         assert do(data, same, *words) == "True b'small'"
 
 
+@pytest.mark.slow
 def test_names_of_staged_files_change_without_an_upload(tmp_path: Path) -> None:
     with mounted(tmp_path, "copies") as (hosts, (one, two, _), data):
         (data / "d").mkdir()
@@ -218,6 +222,7 @@ print((other / "d" / "base").read_bytes(), os.listdir(other / "d"))
         assert do(two, "print(sorted(os.listdir(view)))") == "['b', 'd']"
 
 
+@pytest.mark.slow
 def test_a_change_behind_the_meshs_back_is_met_by_the_upload(tmp_path: Path) -> None:
     with mounted(tmp_path, "copies", ["one", "two"]) as (hosts, (one, two), data):
         (data / "f").write_bytes(b"first")
@@ -234,6 +239,7 @@ def test_a_change_behind_the_meshs_back_is_met_by_the_upload(tmp_path: Path) -> 
         until(lambda: do(two, "print((view / 'f').read_bytes())") == "b'theirs'", "it is shown")
 
 
+@pytest.mark.slow
 def test_what_has_no_room_to_be_staged_is_written_through(tmp_path: Path) -> None:
     store = 'capacity = "2GiB"\nstaging = "20MiB"'
     with mounted(tmp_path, "copies", ["one", "two"], store=store) as (_hosts, (one, _), data):
@@ -261,14 +267,16 @@ def test_durability_by_path(tmp_path: Path) -> None:
             one,
             """
 (view / "ckpt" / "f").write_bytes(b"staged")
-file = os.open(view / "g", os.O_CREAT | os.O_WRONLY)
 print(os.getxattr(view / "ckpt" / "f", "user.mesh.persisted").decode())
 """,
         )
         assert told == "0"
         elsewhere.rename(data)
+        do(one, "(view / 'g').write_bytes(b'through')")
+        assert (data / "g").read_bytes() == b"through"
 
 
+@pytest.mark.slow
 def test_a_directory_with_staged_files_is_renamed(tmp_path: Path) -> None:
     with mounted(tmp_path, "copies", ["one", "two"]) as (_hosts, (one, two), data):
         told = do(
@@ -288,6 +296,7 @@ print([(other / "moved" / "e" / f"{n}").read_bytes() == bytes([n]) * 100_000 for
         assert sorted(p.name for p in (data / "moved" / "e").iterdir()) == list("01234")
 
 
+@pytest.mark.slow
 def test_what_waits_is_shown(tmp_path: Path) -> None:
     with mounted(tmp_path, "copies", ["one", "two"]) as (hosts, (one, _), data):
         do(one, "os.listdir(view)")
