@@ -18,7 +18,7 @@ from mesh.cli.ask import host_peer
 from mesh.cli.exits import AsJson, ConfigPath, fail, one_line, settings_of
 from mesh.cli.figures import percent_shown, size_shown
 from mesh.membership.view import Member, State, View, view_from_json, view_of
-from mesh.peer.neighbors import ring_of
+from mesh.peer.rings import ring_of
 from mesh.ring.moves import Move, collateral_share, moves
 from mesh.wire.codec import MEMBERS, OVERVIEW
 from mesh.wire.messages import Nothing, Overview

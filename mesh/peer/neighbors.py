@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache
 from typing import Protocol, TypeVar
 
 import structlog
@@ -23,7 +22,8 @@ from mesh.errors import (
 from mesh.membership.view import Member, State, View, member_from_json
 from mesh.metrics import Metrics
 from mesh.peer.health import PROBE_EVERY_S, Health, Hedging, Lag
-from mesh.ring.ring import Ring, RingMember
+from mesh.peer.rings import placement, ring_of
+from mesh.ring.ring import Ring
 from mesh.store.eviction import Rank
 from mesh.wire.basics import Method
 from mesh.wire.codec import DESCRIBE, HELD, HELLO, INVENTORY, MEMBERS, PEEK, SERVE
@@ -148,6 +148,25 @@ class RingNeighbors:
     def owners(self, key: BlockKey | bytes) -> list[str]:
         """Return who should be asked, nearest first; who can't help is last, or left out."""
         now_s = self._clock()
+        found = self._in_order(key, now_s, self._is_doubtful)
+        return found[:1] if self.health.is_under_store_away(now_s) else found
+
+    def owners_of_names(self, directory: bytes) -> list[str]:
+        """Return who should be asked about a directory, nearest first.
+
+        Owners know names though they may not reach the under-store, and who is no owner
+        answers only when they don't.
+        """
+        found = self._in_order(directory, self._clock(), self.health.is_quiet)
+        if self.me in found and not self.owns(directory):
+            found.remove(self.me)
+            found.append(self.me)
+        return found
+
+    def _in_order(
+        self, key: BlockKey | bytes, now_s: float, is_last: Callable[[str, float], bool]
+    ) -> list[str]:
+        """Return a few peers in the order of the ring, those that are doubted last."""
         wanted = OWNERS + 1
         spare = sum(not self._is_well(m, now_s) for m in self.view.placed)
         best: list[str] = []
@@ -158,12 +177,11 @@ class RingNeighbors:
                 best.append(name)
             elif member is None or not member.is_asked or self.health.is_away(name, now_s):
                 continue
-            elif member.state is State.SUSPECT or self._is_doubtful(name, now_s):
+            elif member.state is State.SUSPECT or is_last(name, now_s):
                 worse.append(name)
             else:
                 best.append(name)
-        found = (best + worse)[:wanted]
-        return found[:1] if self.health.is_under_store_away(now_s) else found
+        return (best + worse)[:wanted]
 
     def _is_well(self, member: Member, now_s: float) -> bool:
         return member.name == self.me or (
@@ -475,19 +493,3 @@ class RingNeighbors:
         if self.health.answered(peer, self._clock()):
             self._held.clear()
             log.info("peer back", peer=peer)
-
-
-def placement(view: View) -> tuple[tuple[str, str, float, str], ...]:
-    """Return what the ring of a view hangs on."""
-    return tuple((m.name, m.zone, m.weight * m.portion, m.id) for m in view.placed)
-
-
-def ring_of(view: View) -> Ring:
-    """Return the ring that every peer builds of this view."""
-    return _ring_of(placement(view))
-
-
-@lru_cache(maxsize=16)
-def _ring_of(placed: tuple[tuple[str, str, float, str], ...]) -> Ring:
-    """Peers of one process, and a view that comes back, share what took 3 ms to build."""
-    return Ring(RingMember(*each) for each in placed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 
 import structlog
@@ -41,6 +42,8 @@ RECALLED_MAX = 10_000
 class _Known:
     file: StagedFile
     heard_s: float
+    is_loaded: bool = False
+    """Whether this comes from before this peer was started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class Overlay:
         names: Notes,
         ended: Notes,
         is_up: Callable[[str], bool],
+        owns: Callable[[bytes], bool],
         clock: Clock,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -75,6 +79,7 @@ class Overlay:
         self._names = names
         self._ended_notes = ended
         self._is_up = is_up
+        self._owns = owns
         self._clock = clock
         self._wall_clock = wall_clock
         self._known: dict[bytes, dict[str, _Known]] = {}
@@ -85,7 +90,7 @@ class Overlay:
         for value in (await self._names.all()).values():
             file = decode_staged(value)
             directory, name = self._spot(file.path)
-            self._known.setdefault(directory, {})[name] = _Known(file, now_s)
+            self._known.setdefault(directory, {})[name] = _Known(file, now_s, is_loaded=True)
         wall_s = self._wall_clock()
         for key, value in (await self._ended_notes.all()).items():
             ended = _end_of(value)
@@ -95,7 +100,7 @@ class Overlay:
     def look(self, directory: bytes, name: str) -> StagedFile | None:
         """Return what is staged under a name."""
         known = self._known.get(directory, {}).get(name)
-        return known.file if known is not None and self._is_believed(known) else None
+        return known.file if known and self._is_believed(directory, known) else None
 
     def has(self, directory: bytes, name: str) -> bool:
         return name in self._known.get(directory, ())
@@ -116,9 +121,11 @@ class Overlay:
     def names(self, directory: bytes) -> Mapping[str, Attributes]:
         """Return what is staged in a directory, by name, as it is now and will be."""
         known = self._known.get(directory)
-        return _Names(known, self._is_believed) if known else {}
+        return _Names(known, partial(self._is_believed, directory)) if known else {}
 
-    def _is_believed(self, known: _Known) -> bool:
+    def _is_believed(self, directory: bytes, known: _Known) -> bool:
+        if known.is_loaded and not self._owns(directory):
+            return False  # claimed here while its owners were away; they were told the rest
         if self._clock() - known.heard_s < BELIEVED_S:
             return True
         return not any(self._is_up(peer) for peer in known.file.holders)
@@ -138,7 +145,7 @@ class Overlay:
             await self.end(file.token, file.path)
             return None
         if known is not None and known.file.token == file.token:
-            known.heard_s = self._clock()
+            known.heard_s, known.is_loaded = self._clock(), False
             if set(file.holders) <= set(known.file.holders):
                 return known.file
             more = (name for name in file.holders if name not in known.file.holders)
@@ -153,10 +160,10 @@ class Overlay:
         before = names.get(name)
         if before is not None:
             # What the under-store had below that, or has of what was below: no writer knows better.
-            formers = before.file.formers
+            formers = tuple(dict.fromkeys((*file.formers, *before.file.formers)))
             if before.file.token != file.token and before.file.digest:
-                formers = (*formers, before.file.digest)[-FORMERS_MAX:]
-            file = replace(file, over=before.file.over, formers=formers)
+                formers = (*formers, before.file.digest)
+            file = replace(file, over=before.file.over, formers=formers[-FORMERS_MAX:])
         names[name] = now = _Known(file, self._clock())
         try:
             if self._ended.pop(key := _end_key(file.token, file.path), None):  # renamed back
@@ -191,7 +198,7 @@ class Overlay:
             for directory, names in self._known.items()
             if is_theirs(directory)
             for known in names.values()
-            if self._is_believed(known)
+            if self._is_believed(directory, known)
         ]
         since_s = self._wall_clock() - RECALLED_S
         ended: dict[bytes, bytes] = {}

@@ -51,7 +51,10 @@ class Scribe:
         """Find the drafts of the mounts below *directory*, stage at most so many bytes, and
         send so many each second; 0: as many as the under-store takes."""
         self._overlay = Overlay(
-            table, store.staged_names, store.ended, lambda n: _is_up(neighbors, n), monotonic_s
+            *(table, store.staged_names, store.ended),
+            is_up=lambda name: _is_up(neighbors, name),
+            owns=shards.owns,
+            clock=monotonic_s,
         )
         self._announcer = Announcer(catalog, store.entries, shards, table, self._overlay)
         self._turns = Turns(shards, table)

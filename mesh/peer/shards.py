@@ -64,7 +64,7 @@ class Shards:
 
     def nearer(self, directory: bytes) -> list[str]:
         """Return the peers to ask before this one answers itself."""
-        owners = self._neighbors.owners(directory)
+        owners = self._neighbors.owners_of_names(directory)
         return list(takewhile(lambda peer: not self._neighbors.is_me(peer), owners))
 
     def farther(self, directory: bytes) -> list[str]:
@@ -72,7 +72,7 @@ class Shards:
         if not self._neighbors.may_ask_after_all():
             return []
         nearer = set(self.nearer(directory))
-        owners = self._neighbors.owners(directory)
+        owners = self._neighbors.owners_of_names(directory)
         return [p for p in owners if p not in nearer and not self._neighbors.is_me(p)]
 
     def owners(self, directory: bytes) -> list[str]:

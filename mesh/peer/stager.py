@@ -40,6 +40,7 @@ from mesh.peer.content import digested
 from mesh.peer.holder import Holder
 from mesh.peer.neighbors import RingNeighbors
 from mesh.peer.once import quietly
+from mesh.peer.overlay import FORMERS_MAX
 from mesh.peer.turns import Turns
 from mesh.store.drafts import Digests, Drafts, digested_file, new_token, read_part
 from mesh.store.staging import Staging
@@ -67,6 +68,7 @@ PULLED_BYTES = 32 * MIB
 
 HOLD_TIMEOUT_S = 600.0
 LET_GO_TIMEOUT_S = 5.0
+LET_GO_MAX = 10_000
 REMOVED_AGAIN_S = 1.0
 HOLDERS_TRIED = 3
 OUTGOING_MAX = 256
@@ -127,6 +129,9 @@ class Stager:
         self._clock = clock
         self._wall_clock = wall_clock
         self._outgoing: dict[str, _Outgoing] = {}
+        self._let_go: dict[str, tuple[bytes, ...]] = {}
+        """By token of what was staged here lately: `StagedFile.formers` of what replaces it."""
+
         self.holder = Holder(
             self, store, drafts, neighbors, table, directory=directory, clock=clock
         )
@@ -205,12 +210,22 @@ class Stager:
             mtime_ns=int(now_s * 1e9),
             holders=(self._neighbors.me,),
             queued_s=now_s,
+            formers=self._formers(request.over),
         )
         self._pending.add(file.token)
         try:
             return await self._publish(request, file, path, spot, copies)
         finally:
             self._pending.discard(file.token)
+
+    def _formers(self, tag: str) -> tuple[bytes, ...]:
+        """Return what the under-store may have where a file was staged before: that one, under
+        whatever tag, when those who knew that it was persisted have died."""
+        token = token_of(tag)
+        before = self.files.get(token)
+        if before is not None:
+            return _formers_after(before)
+        return self._let_go.get(token, ())
 
     async def _publish(
         self, request: PublishRequest, file: StagedFile, path: Path, spot: Spot, copies: int
@@ -395,6 +410,9 @@ class Stager:
             return
         self.staged_bytes -= file.size_bytes
         self._tell_size()
+        self._let_go[token] = _formers_after(file)
+        while len(self._let_go) > LET_GO_MAX:
+            del self._let_go[next(iter(self._let_go))]
         work = quietly(self._forget(file))
         forgetting = self._tasks.create_task(work, name=f"forget {file.path}")
         await asyncio.wait({forgetting}, timeout=REMOVED_AGAIN_S)  # a full disk takes longer
@@ -408,6 +426,10 @@ class Stager:
                 log.warning("staged file not removed", token=file.token, reason=str(error))
             await asyncio.sleep(REMOVED_AGAIN_S)
         self._store.held.discard(self.version(file).id)
+
+
+def _formers_after(file: StagedFile) -> tuple[bytes, ...]:
+    return (*file.formers, file.digest)[-FORMERS_MAX:] if file.digest else file.formers
 
 
 def _replaced(tag: str) -> str:

@@ -212,13 +212,13 @@ class Uploads:
         newest = {file.path: file.token for file in files if file.holders[0] == self._neighbors.me}
         for file in files:
             job = self._jobs.setdefault(file.token, _Job(claimed_s=now_s))
-            is_free = job.task is None and not job.is_kept and now_s >= job.next_s
-            if not is_free or not self._is_mine(file):
+            if job.task is not None or job.is_kept or not self._is_mine(file):
                 continue
             if newest.get(file.path, file.token) != file.token:
                 self._begin(self._replaced, file, job, is_uploading=False)
+            elif now_s < job.next_s:
                 continue
-            if uploading < AT_ONCE and self._may_try(file, now_s):
+            elif uploading < AT_ONCE and self._may_try(file, now_s):
                 uploading += 1
                 self._begin(self._upload, file, job, is_uploading=True)
             elif claiming < CLAIMS_AT_ONCE and now_s - job.claimed_s > claim_every_s:
@@ -305,14 +305,14 @@ class Uploads:
                 lambda found: self._may_replace(file, found),
                 lambda over: self._is_wanted(file, job),
             )
-        except _Ended:
+        except (_Ended, Stale) as error:
+            if isinstance(error, Stale):
+                log.error("conflict", path=file.path, reason=str(error))
+                await self._announcer.announce(Kept(file.path, None, 0.0), ended=file.token)
+                with suppress(MeshError):
+                    await self._catalog.stat(file.path, refresh=True)
             await self._end(file)
             return
-        except Stale as error:
-            log.error("conflict", path=file.path, reason=str(error))
-            await self._announcer.announce(Kept(file.path, None, 0.0), ended=file.token)
-            with suppress(MeshError):
-                await self._catalog.stat(file.path, refresh=True)
         except MeshError as error:
             if isinstance(error, UnderStoreUnavailable):
                 self._note_away(file)

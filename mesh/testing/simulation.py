@@ -28,8 +28,8 @@ import structlog
 from mesh.blocks import KIB, MIB, FileVersion, Span
 from mesh.errors import MeshError, StoreFull
 from mesh.membership.view import Member, State
-from mesh.peer import neighbors
-from mesh.peer.neighbors import placement
+from mesh.peer import rings
+from mesh.peer.rings import placement
 from mesh.testing.blocks import MemoryBlocks
 from mesh.testing.loop import simulate
 from mesh.testing.membership import SimWorld
@@ -63,7 +63,7 @@ IDLE_MAX_S = 70.0
 """No stream lives longer."""
 
 
-RINGS = lru_cache(maxsize=1024)(neighbors._ring_of.__wrapped__)
+RINGS = lru_cache(maxsize=1024)(rings._ring_of.__wrapped__)
 
 
 class Violation(AssertionError):
@@ -403,9 +403,9 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _rings_kept() -> Iterator[None]:
     """Let all clusters share the rings that any of them had: to build one takes 3 ms."""
-    before = neighbors._ring_of
-    neighbors._ring_of = RINGS
+    before = rings._ring_of
+    rings._ring_of = RINGS
     try:
         yield
     finally:
-        neighbors._ring_of = before
+        rings._ring_of = before

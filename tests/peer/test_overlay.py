@@ -30,13 +30,19 @@ class Mesh:
 
     def __init__(self) -> None:
         self.up = {"a", "b"}
+        self.owned = {DIRECTORY}
         self.clock = ManualClock()
         table = {"/": UnderStoreSettings(url=SOURCE)}
         self.table = MountTable(table, {SOURCE: MemoryUnderStore()})
 
     async def overlay(self, store: BlockStore) -> Overlay:
         overlay = Overlay(
-            self.table, store.staged_names, store.ended, self.up.__contains__, self.clock
+            self.table,
+            store.staged_names,
+            store.ended,
+            self.up.__contains__,
+            self.owned.__contains__,
+            self.clock,
         )
         await overlay.load()
         return overlay
@@ -165,3 +171,20 @@ async def test_what_ended_long_ago_is_forgotten(
         assert len(await store.ended.all()) == 2
         assert await overlay.claim(replace(FILE, path="ckpt/0")) is not None
         assert await overlay.claim(replace(FILE, path="ckpt/2")) is None
+
+
+async def test_what_was_claimed_elsewhere_before_a_restart_is_claimed_again(tmp_path: Path) -> None:
+    """Its owners were away then, and were told later what became of it."""
+    mesh = Mesh()
+    async with opened(tmp_path) as store:
+        await (await mesh.overlay(store)).claim(FILE)
+        mesh.owned.clear()
+        overlay = await mesh.overlay(store)
+        assert overlay.look(DIRECTORY, "f") is None
+        assert not overlay.names(DIRECTORY)
+        assert overlay.told(lambda directory: True) == ([], {})
+        assert await overlay.claim(FILE) == FILE
+        assert overlay.names(DIRECTORY) == {"f": FILE.attributes}
+        mesh.owned.add(DIRECTORY)
+        overlay = await mesh.overlay(store)
+        assert overlay.look(DIRECTORY, "f") == FILE

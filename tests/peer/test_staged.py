@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mesh.blocks import MIB, holders_of, is_staged
+from mesh.clock import monotonic_s
 from mesh.errors import Exists, NotFound, StoreFull, UnderStoreUnavailable
 from mesh.metrics import total
 from mesh.peer import alterations, announcer, doubts, uploads, writer
@@ -316,6 +317,37 @@ async def test_what_the_mesh_put_there_and_nobody_heard_of_is_no_strangers(
         assert (len(names), names[1][: len(PATH) + 9]) == (3, f"{PATH}.conflict")
         assert mesh.store.files[PATH] == b"not ours"
         assert mesh.store.files[names[1]] == b"fourth"
+
+
+async def test_what_the_writer_itself_had_there_before_is_no_strangers_either(
+    tmp_path: Path,
+) -> None:
+    """All who knew that it was persisted have died, and the owners know nothing any more."""
+    async with staged(tmp_path) as mesh:
+        before = await mesh.a.put(b"first")
+        await mesh.a.put(b"second", over=before.attributes.tag)
+        for name in NAMES:
+            overlay = mesh.scribe(name)._overlay
+            overlay._known.clear()
+            overlay._ended.clear()
+        mesh.store.write(PATH, b"first")
+        mesh.store.come_back()
+        await mesh.flush()
+        assert mesh.store.files == {"models/old": b"", PATH: b"second"}
+
+
+async def test_owners_know_names_though_nobody_reaches_the_under_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with staged(tmp_path) as mesh:
+        own = owners(mesh.cluster, PATH)[:2]
+        [other] = set(NAMES) - set(own)
+        neighbors = mesh.cluster.peers[other].neighbors
+        monkeypatch.setattr(neighbors, "former_owners", lambda directory: [])
+        for name in own:
+            neighbors.health.barren(name, monotonic_s() + 3600)
+        await getattr(mesh, own[0]).put(DATA)
+        assert await getattr(mesh, other).read() == DATA
 
 
 async def test_who_is_told_to_stop_uploads_first_what_it_can(tmp_path: Path) -> None:
