@@ -177,10 +177,24 @@ class Alterations:
             try:
                 return await self._renamed(request, is_again=is_again)
             except NotFound:
-                found = await self._found(request.target) if is_again else None
-                if found is None or not _is_that(found, request):
+                found = await self._done_before(request) if is_again else None
+                if found is None:
                     raise
-                return AlterReply(self._reply(request.target, found))  # it was done before
+                return AlterReply(found)
+
+    async def _done_before(self, request: AlterRequest) -> StatReply | None:
+        """Return what is at the target of a rename if that is what was to be renamed.
+
+        Nobody may have heard of it.
+        """
+        found = await self._found(request.target)
+        if found is None or not _is_that(found, request):
+            with suppress(NotFound):
+                found = (await self._catalog.stat(request.target, refresh=True)).attributes
+            if found is None or not _is_that(found, request):
+                return None
+        await self._announcer.announce(Kept(request.path, None, 0.0))
+        return self._reply(request.target, found)
 
     async def _renamed(
         self, request: AlterRequest, *, is_again: bool, refresh: bool = False
@@ -351,6 +365,6 @@ def _is_that(found: Attributes, request: AlterRequest) -> bool:
     """Whether what is found is what was to be renamed, as its mount knew it."""
     if found.is_directory or not request.tag:
         return found.is_directory and not request.tag
-    if request.tag.startswith(WRITTEN):
+    if request.tag.startswith(WRITTEN) and found.tag.startswith(WRITTEN):
         return identity_of(found.tag) == identity_of(request.tag)
     return found.size_bytes == request.size_bytes

@@ -94,9 +94,6 @@ class _Job:
     is_shown: bool = False
     """Whether the under-store may have it at any moment, so that it can't be given up."""
 
-    may_be_there: bool = False
-    """Whether it has been so before, and nobody knows what came of it."""
-
     is_kept: bool = False
     """Whether it is about to go elsewhere, and nothing may begin."""
 
@@ -354,7 +351,10 @@ class Uploads:
         reply = await self._announcer.claim(file)
         if reply.is_ended:
             raise _Ended(file.path)
-        job.is_shown = job.may_be_there = True
+        job.is_shown = True
+        if not file.may_be_there:  # whoever takes it up again is to know
+            with suppress(MeshError):  # a full disk
+                await self._stager.change(replace(file, may_be_there=True))
         return reply.over
 
     async def _may_replace(self, file: StagedFile, found: Attributes) -> bool:
@@ -407,7 +407,7 @@ class Uploads:
             else:
                 await self._stager.change(_retargeted(file, request))
             # What was about to be shown may be there, although nobody heard that it is.
-            return RetargetReply(file.over or (UNKNOWN if job.may_be_there else ""))
+            return RetargetReply(UNKNOWN if file.may_be_there else "")
         finally:
             job.is_kept = False
             self._stager.added.set()
@@ -497,4 +497,4 @@ def _retargeted(file: StagedFile, request: RetargetRequest) -> StagedFile:
     file = replace(file, over=request.over, mode=request.mode or file.mode)
     if request.path == file.path:
         return file
-    return replace(file, path=request.path, moved_from=file.path, formers=())
+    return replace(file, path=request.path, moved_from=file.path, formers=(), may_be_there=False)

@@ -285,6 +285,9 @@ def _nothing() -> asyncio.Future[None]:
     return never
 
 
+SERVERS_OWN = ("_server_main_loop", "_request_call", "_request_registered_call")
+
+
 def mortal_tasks(
     loop: asyncio.AbstractEventLoop,
     work: Coroutine[Any, Any, T],
@@ -292,8 +295,9 @@ def mortal_tasks(
 ) -> asyncio.Task[T]:
     """Make a task; the factory of a loop on which lives end."""
     life = LIFE.get() if context is None else context.get(LIFE)
-    # A server of gRPC can't be stopped unless it is told so in its own task.
-    if life is None or "_server_main_loop" in getattr(work, "__qualname__", ""):
+    # A server of gRPC can't be stopped unless it is told so in its own tasks.
+    name = getattr(work, "__qualname__", "")
+    if life is None or any(each in name for each in SERVERS_OWN):
         return asyncio.Task(work, loop=loop, context=context)
     task: asyncio.Task[T] = asyncio.Task(_Mortal(work, life), loop=loop, context=context)
     life.tasks.add(task)

@@ -39,6 +39,9 @@ class StagedFile:
     moved_from: str = ""
     """Where it was before it was renamed, until the owners there are known to have heard."""
 
+    may_be_there: bool = False
+    """Whether the under-store may have it although nobody heard that it has."""
+
     @property
     def attributes(self) -> Attributes:
         """What everybody sees of it."""
@@ -175,6 +178,7 @@ def staged_to(value: StagedFile) -> pb.StagedFile:
         digest=value.digest,
         formers=value.formers,
         moved_from=path_bytes(value.moved_from),
+        may_be_there=value.may_be_there,
     )
 
 
@@ -191,6 +195,7 @@ def staged_of(value: pb.StagedFile) -> StagedFile:
         value.digest,
         tuple(value.formers),
         path_text(value.moved_from),
+        value.may_be_there,
     )
 
 

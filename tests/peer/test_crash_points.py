@@ -80,23 +80,23 @@ async def replace_racing(desk: Desk) -> None:
 
 
 async def rename_over_persisted(desk: Desk) -> None:
-    await desk.put(TEMPORARY, desk.content(100_000))
-    await _rename(desk)
+    await _rename(desk, await desk.put(TEMPORARY, desk.content(100_000)))
 
 
 async def rename_over_staged(desk: Desk) -> None:
     desk.under_store.opens.clear()
     await desk.put(PATH, desk.content(70_000))
-    await desk.put(TEMPORARY, desk.content(100_000))
-    await _rename(desk)
+    await _rename(desk, await desk.put(TEMPORARY, desk.content(100_000)))
 
 
-async def _rename(desk: Desk) -> None:
+async def _rename(desk: Desk, tag: str) -> None:
     after = {**desk.sure, PATH: desk.sure[TEMPORARY]}
     del after[TEMPORARY]
     desk.watch()
     with desk.doing(after):
-        await desk.host.writes.alter(AlterRequest(Verb.RENAME, TEMPORARY, PATH))
+        size_bytes = len(desk.sure[TEMPORARY])
+        request = AlterRequest(Verb.RENAME, TEMPORARY, PATH, size_bytes=size_bytes, tag=tag)
+        await desk.host.writes.alter(request)
     await step("renamed")
 
 

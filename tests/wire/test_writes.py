@@ -156,7 +156,7 @@ REPLIES: list[tuple[Method[Any, Any], st.SearchStrategy[object]]] = [
 
 FILE = version_of(source="s3://b", path="p", size_bytes=7, tag="mesh-1=2", block_bytes=65536)
 ABOUT = Attributes(is_directory=True, size_bytes=7, mtime_ns=8, tag="mesh-1=2", mode=0o640)
-STAGED = g.StagedFile("t", "p", 5, "over", 0o640, 7, ("a", "b"), 1.5, b"d", (b"e", b"f"), "q")
+STAGED = g.StagedFile("t", "p", 5, "over", 0o640, 7, ("a", "b"), 1.5, b"d", (b"e", b"f"), "q", True)
 FULL: list[tuple[Method[Any, Any], Any]] = [
     (w.GROW, w.GrowRequest("d", "p", 5, 0o640)),
     (w.PUBLISH, w.PublishRequest("d", "p", 5, "t", True, True, 0o640, True)),

@@ -39,6 +39,7 @@ class StagedFile(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     FORMERS_FIELD_NUMBER: _builtins.int
     MOVED_FROM_FIELD_NUMBER: _builtins.int
+    MAY_BE_THERE_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     path: _builtins.bytes
     size_bytes: _builtins.int
@@ -52,6 +53,8 @@ class StagedFile(_message.Message):
     """Of its size and the CRCs of its pieces; 16 bytes."""
     moved_from: _builtins.bytes
     """Where it was before it was renamed, until the owners there are known to have heard."""
+    may_be_there: _builtins.bool
+    """Whether the under-store may have it although nobody heard that it has."""
     @_builtins.property
     def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Peers that have it on disk; the first one has written it."""
@@ -74,10 +77,11 @@ class StagedFile(_message.Message):
         digest: _builtins.bytes = ...,
         formers: _abc.Iterable[_builtins.bytes] | None = ...,
         moved_from: _builtins.bytes = ...,
+        may_be_there: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "formers", b"formers", "holders", b"holders", "mode", b"mode", "moved_from", b"moved_from", "mtime_ns", b"mtime_ns", "over", b"over", "path", b"path", "queued_s", b"queued_s", "size_bytes", b"size_bytes", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "formers", b"formers", "holders", b"holders", "may_be_there", b"may_be_there", "mode", b"mode", "moved_from", b"moved_from", "mtime_ns", b"mtime_ns", "over", b"over", "path", b"path", "queued_s", b"queued_s", "size_bytes", b"size_bytes", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
