@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -61,8 +62,10 @@ class Alterations:
         uploads: Uploads,
         turns: Turns,
         clock: Clock = monotonic_s,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
+        self._wall_clock = wall_clock
         self._turns = turns
         self._uploads = uploads
         self._table = table
@@ -271,8 +274,12 @@ class Alterations:
             else:
                 over = below.over
         await self._remove_below(path, claimed.over)
-        new = replace(staged_file(target, about), over=over, digest=claimed.digest)
-        retarget = RetargetRequest(new.token, target, over)
+        named_s = self._wall_clock()
+        if replaced is not None:  # by a clock that is ahead of this one
+            named_s = max(named_s, replaced.mtime_ns / 1e9 + 1e-3)
+        file = staged_file(target, about)
+        new = replace(file, over=over, digest=claimed.digest, named_s=named_s)
+        retarget = RetargetRequest(new.token, target, over, named_s=named_s)
         held = await self._uploads.retarget(holders_of(about.tag), retarget)
         if held is None:
             return None

@@ -154,10 +154,14 @@ class RingNeighbors:
     def owners_of_names(self, directory: bytes) -> list[str]:
         """Return who should be asked about a directory, nearest first.
 
-        Owners know names though they may not reach the under-store, and who is no owner
-        answers only when they don't.
+        Owners know names although nobody reaches the under-store, and who is no owner answers
+        only when they don't.
         """
-        found = self._in_order(directory, self._clock(), self.health.is_quiet)
+        now_s = self._clock()
+        is_away = self.health.is_under_store_away(now_s)
+        found = self._in_order(
+            directory, now_s, self.health.is_quiet if is_away else self._is_doubtful
+        )
         if self.me in found and not self.owns(directory):
             found.remove(self.me)
             found.append(self.me)

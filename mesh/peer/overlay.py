@@ -141,15 +141,18 @@ class Overlay:
         directory, name = self._spot(file.path)
         known = self._known.get(directory, {}).get(name)
         is_other = known is not None and known.file.token != file.token
-        if known is not None and is_other and known.file.queued_s >= file.queued_s:
+        if known is not None and is_other and known.file.there_s >= file.there_s:
             await self.end(file.token, file.path)
             return None
         if known is not None and known.file.token == file.token:
             known.heard_s, known.is_loaded = self._clock(), False
-            if set(file.holders) <= set(known.file.holders):
+            is_news = file.named_s > known.file.named_s
+            if not is_news and set(file.holders) <= set(known.file.holders):
                 return known.file
             more = (name for name in file.holders if name not in known.file.holders)
-            file = replace(known.file, holders=(*known.file.holders, *more))
+            holders = (*known.file.holders, *more)
+            named_s = max(file.named_s, known.file.named_s)
+            file = replace(known.file, holders=holders, named_s=named_s)
         await self.put(file)
         return file
 
@@ -161,7 +164,9 @@ class Overlay:
         if before is not None:
             # What the under-store had below that, or has of what was below: no writer knows better.
             formers = tuple(dict.fromkeys((*file.formers, *before.file.formers)))
-            if before.file.token != file.token and before.file.digest:
+            if before.file.token == file.token:
+                file = replace(file, named_s=max(file.named_s, before.file.named_s))
+            elif before.file.digest:
                 formers = (*formers, before.file.digest)
             file = replace(file, over=before.file.over, formers=formers[-FORMERS_MAX:])
         names[name] = now = _Known(file, self._clock())
@@ -226,7 +231,7 @@ class Overlay:
         for file in staged:
             directory, name = self._spot(file.path)
             before = self._known.get(directory, {}).get(name)
-            is_older = before is not None and before.file.queued_s > file.queued_s
+            is_older = before is not None and before.file.there_s > file.there_s
             if is_older or _end_key(file.token, file.path) in self._ended:
                 continue
             news.append(file)

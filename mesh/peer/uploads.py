@@ -206,7 +206,8 @@ class Uploads:
         claiming = len(running) - uploading
         now_s = self._clock()
         claim_every_s = max(CLAIM_EVERY_S, len(files) / CLAIMS_PER_S)
-        newest = {file.path: file.token for file in files if file.holders[0] == self._neighbors.me}
+        mine = [file for file in files if file.holders[0] == self._neighbors.me]
+        newest = {file.path: file.token for file in sorted(mine, key=lambda f: f.there_s)}
         for file in files:
             job = self._jobs.setdefault(file.token, _Job(claimed_s=now_s))
             if job.task is not None or job.is_kept or not self._is_mine(file):
@@ -333,8 +334,7 @@ class Uploads:
         source = self._table.place(file.path).settings.url
         away = self._away.setdefault(source, _Away())
         away.tries += 1
-        pause_s = min(PAUSE_S * 2 ** min(away.tries, 10), AWAY_PAUSE_MAX_S)
-        away.until_s = self._clock() + pause_s
+        away.until_s = self._clock() + min(PAUSE_S * 2 ** min(away.tries, 10), AWAY_PAUSE_MAX_S)
 
     async def _read(self, file: StagedFile, job: _Job, offset_bytes: int, size_bytes: int) -> bytes:
         """Return bytes of a staged file, no faster than they may be sent."""
@@ -382,10 +382,9 @@ class Uploads:
         """Let a file go, here and at its other holders."""
         await self._stager.forget(file.token)
         over = RetargetRequest(file.token, is_over=True)
-        for holder in file.holders:
-            if holder != self._neighbors.me:
-                # One who does not hear it asks the owner, and is told.
-                await quietly(self._retarget_at(holder, over))
+        for holder in set(file.holders) - {self._neighbors.me}:
+            # One who does not hear it asks the owner, and is told.
+            await quietly(self._retarget_at(holder, over))
 
     # What is done to staged files
 
@@ -497,4 +496,5 @@ def _retargeted(file: StagedFile, request: RetargetRequest) -> StagedFile:
     file = replace(file, over=request.over, mode=request.mode or file.mode)
     if request.path == file.path:
         return file
-    return replace(file, path=request.path, moved_from=file.path, formers=(), may_be_there=False)
+    file = replace(file, moved_from=file.path, formers=(), may_be_there=False)
+    return replace(file, path=request.path, named_s=request.named_s)

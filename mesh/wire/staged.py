@@ -42,6 +42,14 @@ class StagedFile:
     may_be_there: bool = False
     """Whether the under-store may have it although nobody heard that it has."""
 
+    named_s: float = 0.0
+    """When it was renamed to its path, by the wall clock; 0.0 if it was written there."""
+
+    @property
+    def there_s(self) -> float:
+        """Since when it is what its path means: of two files there, the later one is."""
+        return self.named_s or self.queued_s
+
     @property
     def attributes(self) -> Attributes:
         """What everybody sees of it."""
@@ -132,6 +140,7 @@ class RetargetRequest:
     over: str = ""
     is_over: bool = False
     mode: int = 0
+    named_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +188,7 @@ def staged_to(value: StagedFile) -> pb.StagedFile:
         formers=value.formers,
         moved_from=path_bytes(value.moved_from),
         may_be_there=value.may_be_there,
+        named_s=value.named_s,
     )
 
 
@@ -196,6 +206,7 @@ def staged_of(value: pb.StagedFile) -> StagedFile:
         tuple(value.formers),
         path_text(value.moved_from),
         value.may_be_there,
+        value.named_s,
     )
 
 
@@ -306,13 +317,19 @@ def _encode_retarget(value: RetargetRequest) -> bytes:
         over=value.over,
         is_over=value.is_over,
         mode=value.mode,
+        named_s=value.named_s,
     ).SerializeToString()
 
 
 def _decode_retarget(data: bytes) -> RetargetRequest:
     value = pb.RetargetRequest.FromString(data)
     return RetargetRequest(
-        value.token, path_text(value.path), value.over, value.is_over, value.mode
+        value.token,
+        path_text(value.path),
+        value.over,
+        value.is_over,
+        value.mode,
+        value.named_s,
     )
 
 

@@ -188,3 +188,17 @@ async def test_what_was_claimed_elsewhere_before_a_restart_is_claimed_again(tmp_
         mesh.owned.add(DIRECTORY)
         overlay = await mesh.overlay(store)
         assert overlay.look(DIRECTORY, "f") == FILE
+
+
+async def test_what_was_renamed_over_a_newer_file_is_there(tmp_path: Path) -> None:
+    mesh = Mesh()
+    renamed = replace(FILE, named_s=300.0)
+    async with opened(tmp_path) as store:
+        overlay = await mesh.overlay(store)
+        await overlay.put(NEWER)
+        assert await overlay.claim(renamed) == replace(renamed, over="")
+        assert overlay.names(DIRECTORY) == {"f": FILE.attributes}
+        assert await overlay.claim(NEWER) is None
+        # Its mount knows it without the time.
+        await overlay.put(FILE)
+        assert overlay.look(DIRECTORY, "f").named_s == 300.0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.blocks import MIB, holders_of, is_staged
+from mesh.blocks import MIB, holders_of, is_staged, token_of
 from mesh.clock import monotonic_s
 from mesh.errors import Exists, NotFound, StoreFull, UnderStoreUnavailable
 from mesh.metrics import total
@@ -348,6 +348,35 @@ async def test_owners_know_names_though_nobody_reaches_the_under_store(
             neighbors.health.barren(name, monotonic_s() + 3600)
         await getattr(mesh, own[0]).put(DATA)
         assert await getattr(mesh, other).read() == DATA
+
+
+async def test_what_was_renamed_over_a_newer_file_is_persisted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its host still has both: nobody has told it yet that the newer one is of no use."""
+    let_go = asyncio.Event()
+    retargeted = Uploads.retargeted
+
+    async def late(self: Uploads, request: RetargetRequest) -> RetargetReply:
+        if request.is_over:
+            await let_go.wait()
+        return await retargeted(self, request)
+
+    monkeypatch.setattr(Uploads, "retargeted", late)
+    async with staged(tmp_path) as mesh:
+        await mesh.a.put(b"older", OTHER)
+        before = await mesh.a.put(b"newer")
+        renaming = asyncio.create_task(
+            mesh.a.writes.alter(alter(Verb.RENAME, OTHER, PATH)), name="rename"
+        )
+        await until(lambda: len(mesh.stager("a").files) < 2)
+        [left] = mesh.stager("a").files.values()
+        assert left.token != token_of(before.attributes.tag)
+        let_go.set()
+        await renaming
+        mesh.store.come_back()
+        await mesh.flush()
+        assert mesh.store.files == {"models/old": b"", PATH: b"older"}
 
 
 async def test_who_is_told_to_stop_uploads_first_what_it_can(tmp_path: Path) -> None:

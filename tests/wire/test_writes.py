@@ -156,7 +156,9 @@ REPLIES: list[tuple[Method[Any, Any], st.SearchStrategy[object]]] = [
 
 FILE = version_of(source="s3://b", path="p", size_bytes=7, tag="mesh-1=2", block_bytes=65536)
 ABOUT = Attributes(is_directory=True, size_bytes=7, mtime_ns=8, tag="mesh-1=2", mode=0o640)
-STAGED = g.StagedFile("t", "p", 5, "over", 0o640, 7, ("a", "b"), 1.5, b"d", (b"e", b"f"), "q", True)
+STAGED = g.StagedFile(
+    "t", "p", 5, "over", 0o640, 7, ("a", "b"), 1.5, b"d", (b"e", b"f"), "q", True, 2.5
+)
 FULL: list[tuple[Method[Any, Any], Any]] = [
     (w.GROW, w.GrowRequest("d", "p", 5, 0o640)),
     (w.PUBLISH, w.PublishRequest("d", "p", 5, "t", True, True, 0o640, True)),
@@ -173,7 +175,7 @@ FULL: list[tuple[Method[Any, Any], Any]] = [
     (g.HAVE, g.HaveRequest(("t", "u"))),
     (g.HOLD, g.HoldRequest(STAGED, "me", 7, "d", True, True)),
     (g.PULL, g.PullRequest("d", 3, 9)),
-    (g.RETARGET, g.RetargetRequest("t", "p", "over", True, 0o640)),
+    (g.RETARGET, g.RetargetRequest("t", "p", "over", True, 0o640, 2.5)),
     (w.TURN, w.TurnRequest("p", "t", True)),
     (g.FLUSH, g.FlushRequest("p", 1.5)),
 ]

@@ -40,6 +40,7 @@ class StagedFile(_message.Message):
     FORMERS_FIELD_NUMBER: _builtins.int
     MOVED_FROM_FIELD_NUMBER: _builtins.int
     MAY_BE_THERE_FIELD_NUMBER: _builtins.int
+    NAMED_S_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     path: _builtins.bytes
     size_bytes: _builtins.int
@@ -55,6 +56,8 @@ class StagedFile(_message.Message):
     """Where it was before it was renamed, until the owners there are known to have heard."""
     may_be_there: _builtins.bool
     """Whether the under-store may have it although nobody heard that it has."""
+    named_s: _builtins.float
+    """When it was renamed to its path, by the wall clock, in seconds; 0 if it was written there."""
     @_builtins.property
     def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Peers that have it on disk; the first one has written it."""
@@ -78,10 +81,11 @@ class StagedFile(_message.Message):
         formers: _abc.Iterable[_builtins.bytes] | None = ...,
         moved_from: _builtins.bytes = ...,
         may_be_there: _builtins.bool = ...,
+        named_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "formers", b"formers", "holders", b"holders", "may_be_there", b"may_be_there", "mode", b"mode", "moved_from", b"moved_from", "mtime_ns", b"mtime_ns", "over", b"over", "path", b"path", "queued_s", b"queued_s", "size_bytes", b"size_bytes", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "formers", b"formers", "holders", b"holders", "may_be_there", b"may_be_there", "mode", b"mode", "moved_from", b"moved_from", "mtime_ns", b"mtime_ns", "named_s", b"named_s", "over", b"over", "path", b"path", "queued_s", b"queued_s", "size_bytes", b"size_bytes", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -398,6 +402,7 @@ class RetargetRequest(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     OVER_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    NAMED_S_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     is_over: _builtins.bool
     """Let it go; what follows says nothing then."""
@@ -405,6 +410,8 @@ class RetargetRequest(_message.Message):
     over: _builtins.str
     mode: _builtins.int
     """Its mode from now on; 0 for what it has."""
+    named_s: _builtins.float
+    """See StagedFile."""
     def __init__(
         self,
         *,
@@ -413,10 +420,11 @@ class RetargetRequest(_message.Message):
         path: _builtins.bytes = ...,
         over: _builtins.str = ...,
         mode: _builtins.int = ...,
+        named_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_over", b"is_over", "mode", b"mode", "over", b"over", "path", b"path", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_over", b"is_over", "mode", b"mode", "named_s", b"named_s", "over", b"over", "path", b"path", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
