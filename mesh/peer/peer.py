@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket as socketlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -346,11 +345,7 @@ async def _listen(server: PeerServer, settings: PeerSettings) -> None:
         with suppress(FileNotFoundError):
             socket.unlink()
     settings.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    mask = os.umask(0o177)
-    try:
-        await server.listen_here(str(settings.socket))
-    finally:
-        os.umask(mask)
+    await server.listen_here(str(settings.socket))
 
 
 def _export(address: str, metrics: Metrics, stack: AsyncExitStack) -> None:

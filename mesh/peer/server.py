@@ -45,7 +45,7 @@ from mesh.wire.codec import (
     SERVE_SMALL,
 )
 from mesh.wire.local import Handler as LocalHandler
-from mesh.wire.local import LocalServer, mount_socket
+from mesh.wire.local import LocalServer, mount_socket, nobody_elses
 from mesh.wire.messages import (
     BlockRequest,
     Description,
@@ -279,7 +279,8 @@ class PeerServer:
     async def listen_here(self, socket: str) -> None:
         """Serve this host's people on a Unix socket, and its mounts on another beside it."""
         server = self._server(self._host_methods)
-        server.add_insecure_port(f"unix:{socket}")
+        with nobody_elses():
+            server.add_insecure_port(f"unix:{socket}")
         await server.start()
         await self._local.listen(mount_socket(socket))
 

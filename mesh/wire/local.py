@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket as sockets
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import structlog
@@ -59,6 +61,19 @@ SILENT = "silent"
 def mount_socket(socket: str) -> str:
     """Return the socket for mounts that a peer has beside the one for people."""
     return f"{socket}.mount"
+
+
+@contextlib.contextmanager
+def nobody_elses() -> Iterator[None]:
+    """Have sockets made that this user alone may use.
+
+    The mask is that of the whole process: wait for nothing meanwhile.
+    """
+    mask = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(mask)
 
 
 class _Frames(asyncio.Protocol):
@@ -147,7 +162,10 @@ class LocalServer:
         self._server: asyncio.AbstractServer | None = None
 
     async def listen(self, socket: str) -> None:
-        self._server = await asyncio.get_running_loop().create_unix_server(self._side, socket)
+        side = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
+        with nobody_elses():
+            side.bind(socket)
+        self._server = await asyncio.get_running_loop().create_unix_server(self._side, sock=side)
 
     def _side(self) -> _ServerSide:
         self._sides = [side for side in self._sides if not _is_closed(side)]

@@ -523,3 +523,26 @@ async def test_readers_that_hang_up_leave_no_place_taken(tmp_path: Path) -> None
             pieces = [p async for p in channels.pieces(address, SERVE, BlockRequest(file, 0))]
         await channels.aclose()
         assert sum(len(piece.data) for piece in pieces) == MIB
+
+
+async def test_its_sockets_are_its_users_alone_and_files_have_the_mask_of_the_process(
+    tmp_path: Path,
+) -> None:
+    made: list[int] = []
+
+    async def make_files() -> None:
+        """A mask that is changed while something is waited for is everybody's."""
+        while True:
+            path = tmp_path / f"file-{len(made)}"
+            path.touch()
+            made.append(path.stat().st_mode & 0o777)
+            await asyncio.sleep(0)
+
+    making = asyncio.create_task(make_files(), name="make files")
+    async with running_cluster(tmp_path, ["a"], MemoryUnderStore()):
+        for name in ("a.sock", "a.sock.mount"):
+            assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+    making.cancel()
+    assert len(made) > 1
+    assert set(made) == {made[0]}
+    assert made[0] != 0o600
