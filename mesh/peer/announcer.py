@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
@@ -186,14 +186,15 @@ class Announcer:
         if request.is_persisted and one.attributes is not None:
             token = token_of(one.attributes.tag)
             is_replaced = self._overlay.is_ended(token, one.path)
-            await self._overlay.end(token, one.path)
+            await self._overlay.end(token, one.path, tag=one.attributes.tag)
         if request.ended and not self._overlay.is_of(spot.directory, spot.name, request.ended):
             return False
         if not self._overlay.has(spot.directory, spot.name):
             return True
         if is_replaced and one.attributes is not None:
             return await self._overlay.persisted(one.path, one.attributes)
-        await self._overlay.forget(spot.directory, spot.name, moved_to=request.moved_to)
+        tag = one.attributes.tag if one.attributes is not None else ""
+        await self._overlay.forget(spot.directory, spot.name, moved_to=request.moved_to, tag=tag)
         return True
 
     async def _give_copies(self, request: AnnounceRequest, spots: Iterable[Spot]) -> None:
@@ -357,10 +358,11 @@ class Announcer:
             return False
         try:
             news, gone = await self._overlay.learn(reply.staged, reply.ended)
-            for file in [*gone, *news]:
+            for file in gone:
+                await self._doubt(file.path)
+            for file, about in self._learned(gone, news):
                 spot = spot_of(self._table, file.path)
-                is_here = self._overlay.has(spot.directory, spot.name)
-                one = Kept(file.path, file.attributes if is_here else None, 0.0)
+                one = Kept(file.path, about, 0.0)
                 self._catalog.tell(spot.source, spot.parent, self._note(spot, one))
             for one in reply.kept:
                 await self._doubt(one.path)
@@ -377,6 +379,25 @@ class Announcer:
             counts = {"staged": len(news), "ended": len(gone), "missed": count}
             log.info("recalled", peer=peer, **counts)
         return True
+
+    def _learned(
+        self, gone: list[StagedFile], news: list[StagedFile]
+    ) -> Iterator[tuple[StagedFile, Attributes | None]]:
+        """Yield what is known now of files that are staged, and of those that are no more.
+
+        What has ended may be persisted, or have been replaced by what is, or be removed: what
+        nobody says is doubted.
+        """
+        for file in gone:
+            spot, end = spot_of(self._table, file.path), self._overlay.end_of(file)
+            if end is None or self._overlay.has(spot.directory, spot.name):
+                continue
+            if end.tag:
+                yield file, replace(file.attributes, tag=end.tag)
+            elif end.moved_to:
+                yield file, None
+        for file in news:
+            yield file, file.attributes
 
     async def _doubt(self, path: str) -> None:
         """Believe no more what was known of a path; of all of them, if it is the root."""

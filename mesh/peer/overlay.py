@@ -16,7 +16,7 @@ from hashlib import blake2b
 
 import structlog
 
-from mesh.blocks import Attributes, identity_of, under_store_tag
+from mesh.blocks import Attributes, identity_of, token_of, under_store_tag
 from mesh.clock import Clock
 from mesh.errors import StoreFull
 from mesh.store.entries import directory_key, split
@@ -52,14 +52,16 @@ class End:
 
     wall_s: float
     moved_to: str = ""
+    tag: str = ""
+    """What it is called since it is persisted."""
 
     def packed(self) -> bytes:
-        return b"%r\0%b" % (self.wall_s, path_bytes(self.moved_to))
+        return b"%r\0%b\0%b" % (self.wall_s, path_bytes(self.moved_to), self.tag.encode())
 
 
 def _end_of(value: bytes) -> End:
-    wall_s, _, target = value.partition(b"\0")
-    return End(float(wall_s), path_text(target))
+    wall_s, target, tag = [*value.split(b"\0"), b""][:3]
+    return End(float(wall_s), path_text(target), tag.decode())
 
 
 class Overlay:
@@ -188,7 +190,7 @@ class Overlay:
         if known is None:
             return True
         if identity_of(known.file.attributes.tag) == identity_of(about.tag):
-            await self.forget(directory, name)
+            await self.forget(directory, name, tag=about.tag)
             return True
         known.file = replace(known.file, over=under_store_tag(about.tag), formers=())
         await self._names.put({_key(directory, name): encode_staged(known.file)})
@@ -242,19 +244,23 @@ class Overlay:
         await self._ended_notes.put(new_ends)
         return news, gone
 
-    async def forget(self, directory: bytes, name: str, *, moved_to: str = "") -> None:
-        """Note that a name is staged no more, and the path that its file has instead."""
+    async def forget(
+        self, directory: bytes, name: str, *, moved_to: str = "", tag: str = ""
+    ) -> None:
+        """Note that a name is staged no more, and the path that its file has instead, or the
+        tag under which it is persisted."""
         known = self._known.get(directory, {}).pop(name, None)
         if known is None:
             return
         if not self._known[directory]:
             del self._known[directory]
-        await self.end(known.file.token, known.file.path, moved_to=moved_to)
+        tag = tag if token_of(tag) == known.file.token else ""
+        await self.end(known.file.token, known.file.path, moved_to=moved_to, tag=tag)
         await _as_far_as_there_is_room(self._names, {_key(directory, name): None})
 
-    async def end(self, token: str, path: str, *, moved_to: str = "") -> None:
+    async def end(self, token: str, path: str, *, moved_to: str = "", tag: str = "") -> None:
         """Note that a staged file is not to go to a path any more."""
-        ended = End(self._wall_clock(), moved_to)
+        ended = End(self._wall_clock(), moved_to, tag)
         key = _end_key(token, path)
         self._ended.pop(key, None)  # it is the newest of all
         self._ended[key] = ended

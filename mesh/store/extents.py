@@ -71,12 +71,18 @@ class Extents:
             os.close(fd)
 
     def punch(self, version: bytes, offset_bytes: int, size_bytes: int) -> None:
-        """Give the disk space of a range back; the range reads as zeros from then on."""
+        """Give the disk space of a range back; the range reads as zeros from then on.
+
+        Not of a file that has another name: it is a draft that somebody writes on, or is
+        staged, or is another version that was published from the same draft.
+        """
         try:
             fd = os.open(self.path(version), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return
         try:
+            if os.fstat(fd).st_nlink > 1:
+                return
             mode = _KEEP_SIZE | _PUNCH_HOLE
             if _libc.fallocate(fd, mode, offset_bytes, size_bytes) != 0:
                 code = ctypes.get_errno()

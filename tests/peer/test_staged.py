@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import randbytes
 
 import pytest
 
@@ -377,6 +378,44 @@ async def test_what_was_renamed_over_a_newer_file_is_persisted(
         mesh.store.come_back()
         await mesh.flush()
         assert mesh.store.files == {"models/old": b"", PATH: b"older"}
+
+
+async def test_what_is_evicted_of_a_file_is_not_taken_from_who_writes_on_it(
+    tmp_path: Path,
+) -> None:
+    """Its draft is the same file on disk as its blocks."""
+    data = randbytes(3 * MIB + 5)
+    async with staged(tmp_path, is_away=False) as mesh:
+        async with mesh.a.draft(data) as draft:
+            assert await draft.publish() is not None
+            await mesh.flush()
+            version = (await mesh.a.client.stat(PATH)).file
+            assert version is not None
+            assert await mesh.cluster.peers["a"].store.drop([version.key(0)]) > 0
+            await draft.write(len(data), b"more")
+            assert await draft.publish() is not None
+        await mesh.flush()
+        assert mesh.store.files[PATH] == data + b"more"
+
+
+async def test_what_is_evicted_of_a_first_try_is_not_taken_from_the_second_one(
+    tmp_path: Path,
+) -> None:
+    """A mount whose peer died before it answered has it publish the same draft again."""
+    data = randbytes(3 * MIB + 5)
+    async with staged(tmp_path) as mesh, mesh.a.draft(data) as draft:
+        reply = await draft.publish()
+        assert reply is not None
+        assert reply.file is not None
+        draft.is_dirty = True
+        again = await draft.publish()
+        assert again is not None
+        await until(lambda: len(mesh.stager("a").files) == 1)
+        store = mesh.cluster.peers["a"].store
+        await until(lambda: reply.file.id not in store.held)
+        assert await store.drop([reply.file.key(0)]) > 0
+        token = token_of(again.attributes.tag)
+        assert (tmp_path / "a" / "staged" / token).read_bytes() == data
 
 
 async def test_who_is_told_to_stop_uploads_first_what_it_can(tmp_path: Path) -> None:
