@@ -40,6 +40,7 @@ from mesh.errors import (
 from mesh.paths import spot_of
 from mesh.peer.announcer import Announcer
 from mesh.peer.catalog import Catalog
+from mesh.peer.overlay import FORMERS_MAX
 from mesh.peer.turns import Turns
 from mesh.peer.uploads import UNKNOWN, Uploads
 from mesh.peer.writer import PAUSE_MAX_S, PAUSE_S, PUBLISH_S, writable_place
@@ -266,20 +267,21 @@ class Alterations:
         if claimed is None:
             return None
         over = "" if replaced is None else under_store_tag(replaced.tag)
+        formers: tuple[bytes, ...] = ()
         if replaced is not None and is_staged(replaced.tag):
             below = await self._claimed(target, replaced)
             if below is None:
                 now = (await self._catalog.stat(target, refresh=True)).attributes
                 over = under_store_tag(now.tag)
             else:
-                over = below.over
+                over, formers = below.over, (*below.formers, below.digest)[-FORMERS_MAX:]
         await self._remove_below(path, claimed.over)
         named_s = self._wall_clock()
         if replaced is not None:  # by a clock that is ahead of this one
             named_s = max(named_s, replaced.mtime_ns / 1e9 + 1e-3)
         file = staged_file(target, about)
-        new = replace(file, over=over, digest=claimed.digest, named_s=named_s)
-        retarget = RetargetRequest(new.token, target, over, named_s=named_s)
+        new = replace(file, over=over, digest=claimed.digest, named_s=named_s, formers=formers)
+        retarget = RetargetRequest(new.token, target, over, named_s=named_s, formers=formers)
         held = await self._uploads.retarget(holders_of(about.tag), retarget)
         if held is None:
             return None

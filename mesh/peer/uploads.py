@@ -496,5 +496,5 @@ def _retargeted(file: StagedFile, request: RetargetRequest) -> StagedFile:
     file = replace(file, over=request.over, mode=request.mode or file.mode)
     if request.path == file.path:
         return file
-    file = replace(file, moved_from=file.path, formers=(), may_be_there=False)
+    file = replace(file, moved_from=file.path, formers=request.formers, may_be_there=False)
     return replace(file, path=request.path, named_s=request.named_s)

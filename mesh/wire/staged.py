@@ -141,6 +141,7 @@ class RetargetRequest:
     is_over: bool = False
     mode: int = 0
     named_s: float = 0.0
+    formers: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +319,7 @@ def _encode_retarget(value: RetargetRequest) -> bytes:
         is_over=value.is_over,
         mode=value.mode,
         named_s=value.named_s,
+        formers=value.formers,
     ).SerializeToString()
 
 
@@ -330,6 +332,7 @@ def _decode_retarget(data: bytes) -> RetargetRequest:
         value.is_over,
         value.mode,
         value.named_s,
+        tuple(value.formers),
     )
 
 

@@ -320,13 +320,18 @@ async def test_what_the_mesh_put_there_and_nobody_heard_of_is_no_strangers(
         assert mesh.store.files[names[1]] == b"fourth"
 
 
+@pytest.mark.parametrize("is_renamed", [False, True], ids=["written", "renamed"])
 async def test_what_the_writer_itself_had_there_before_is_no_strangers_either(
-    tmp_path: Path,
+    tmp_path: Path, *, is_renamed: bool
 ) -> None:
     """All who knew that it was persisted have died, and the owners know nothing any more."""
     async with staged(tmp_path) as mesh:
         before = await mesh.a.put(b"first")
-        await mesh.a.put(b"second", over=before.attributes.tag)
+        if is_renamed:
+            await mesh.a.put(b"second", OTHER)
+            await mesh.a.writes.alter(alter(Verb.RENAME, OTHER, PATH))
+        else:
+            await mesh.a.put(b"second", over=before.attributes.tag)
         for name in NAMES:
             overlay = mesh.scribe(name)._overlay
             overlay._known.clear()

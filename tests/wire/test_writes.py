@@ -175,7 +175,7 @@ FULL: list[tuple[Method[Any, Any], Any]] = [
     (g.HAVE, g.HaveRequest(("t", "u"))),
     (g.HOLD, g.HoldRequest(STAGED, "me", 7, "d", True, True)),
     (g.PULL, g.PullRequest("d", 3, 9)),
-    (g.RETARGET, g.RetargetRequest("t", "p", "over", True, 0o640, 2.5)),
+    (g.RETARGET, g.RetargetRequest("t", "p", "over", True, 0o640, 2.5, (b"d",))),
     (w.TURN, w.TurnRequest("p", "t", True)),
     (g.FLUSH, g.FlushRequest("p", 1.5)),
 ]

@@ -403,6 +403,7 @@ class RetargetRequest(_message.Message):
     OVER_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     NAMED_S_FIELD_NUMBER: _builtins.int
+    FORMERS_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     is_over: _builtins.bool
     """Let it go; what follows says nothing then."""
@@ -411,7 +412,9 @@ class RetargetRequest(_message.Message):
     mode: _builtins.int
     """Its mode from now on; 0 for what it has."""
     named_s: _builtins.float
-    """See StagedFile."""
+    """Under a new path: see StagedFile."""
+    @_builtins.property
+    def formers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
         self,
         *,
@@ -421,10 +424,11 @@ class RetargetRequest(_message.Message):
         over: _builtins.str = ...,
         mode: _builtins.int = ...,
         named_s: _builtins.float = ...,
+        formers: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_over", b"is_over", "mode", b"mode", "named_s", b"named_s", "over", b"over", "path", b"path", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["formers", b"formers", "is_over", b"is_over", "mode", b"mode", "named_s", b"named_s", "over", b"over", "path", b"path", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
