@@ -105,6 +105,14 @@ class Announcer:
         directory = spot_of(self._table, file.path).directory
         await self._announce(directory, AnnounceRequest(self._shards.me, staged=(file,)))
 
+    async def announce_below(self, file: StagedFile) -> None:
+        """Have all see what the under-store has where a file was staged, which went beside."""
+        place = self._table.place(file.path)
+        found: Attributes | None = None
+        with suppress(MeshError):
+            found = await place.store.stat(place.path)
+        await self.announce(Kept(file.path, found, 0.0), ended=file.token)
+
     async def _announce(self, directory: bytes, request: AnnounceRequest) -> None:
         nearer = self._shards.nearer(directory)
         if nearer:

@@ -306,9 +306,7 @@ class Uploads:
         except (_Ended, Stale) as error:
             if isinstance(error, Stale):
                 log.error("conflict", path=file.path, reason=str(error))
-                await self._announcer.announce(Kept(file.path, None, 0.0), ended=file.token)
-                with suppress(MeshError):
-                    await self._catalog.stat(file.path, refresh=True)
+                await self._announcer.announce_below(file)
             await self._end(file)
             return
         except MeshError as error:
