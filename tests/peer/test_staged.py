@@ -225,8 +225,8 @@ async def test_what_its_writer_has_lost_is_persisted_by_a_holder(tmp_path: Path)
         mesh.uploads(holder).doubts._sure_until_s.clear()
         await until(lambda: bool(mesh.uploads(holder).doubts.lost))
         mesh.store.come_back()
-        await until(lambda: mesh.store.files.get(PATH) == DATA)
         await until(lambda: not mesh.stager(holder).files)
+        assert mesh.store.files == {"models/old": b"", PATH: DATA}
 
 
 async def test_an_owner_who_was_away_learns_what_was_staged_and_what_has_ended(
