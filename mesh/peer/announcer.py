@@ -341,13 +341,13 @@ class Announcer:
         try:
             peers = [member.name for member in self._shards.others()]
             if all(await asyncio.gather(*(self._recall_from(peer) for peer in peers))):
-                self._catalog.sure_since_s = -math.inf
+                self._catalog.known.sure_since_s = -math.inf
         finally:
             self._recalled.set()
 
     async def recall_all(self) -> None:
         """Recall until all others who are there have answered."""
-        while self._catalog.sure_since_s > -math.inf:
+        while self._catalog.known.sure_since_s > -math.inf:
             await asyncio.sleep(RECALL_TIMEOUT_S)
             await self.recall()
 

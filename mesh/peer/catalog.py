@@ -13,18 +13,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 import structlog
 
-from mesh.blocks import DIRECTORY, Attributes, DirectoryEntry, FileVersion, is_staged
+from mesh.blocks import DIRECTORY, Attributes, DirectoryEntry, FileVersion
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import MeshError, NotFound, Unavailable, UnderStoreUnavailable
 from mesh.metrics import Metrics
 from mesh.paths import Spot, spot_of
 from mesh.peer.changes import Audience, ChangeLog, Herald, change_of, heard
+from mesh.peer.copies import Copies
+from mesh.peer.known import Known
 from mesh.peer.listings import Listings
 from mesh.peer.once import Once, quietly
 from mesh.peer.shards import NEWS_TIMEOUT_S, Shards
@@ -35,7 +37,6 @@ from mesh.wire.messages import (
     Change,
     InvalidateRequest,
     KeepRequest,
-    Kept,
     ListReply,
     ListRequest,
     LookupReply,
@@ -61,8 +62,8 @@ AWAY_S = 1.0
 PASS_ON_S = 0.8
 """Less than who tells us waits for our answer."""
 
-KEPT_TOGETHER = 1000
-KEEP_QUEUED_MAX = 20_000
+FELLOW_S = 1.0
+"""For so long another owner is asked what it knows, while the under-store does not answer."""
 
 Ask = Callable[[Spot, bool], Awaitable[StatReply]]
 """How an answer is found out; the second word is whether the under-store must be asked."""
@@ -98,9 +99,8 @@ class Catalog:
         self._away_until_s: dict[str, float] = {}
         self._misses: Counter[str] = Counter()
         self._window_s = 0.0
-        self.staged: Callable[[bytes], Mapping[str, Attributes]] = lambda directory: {}
-        self.sure_since_s = clock()  # what was learned before may have changed meanwhile
-        self._to_keep: dict[str, dict[str, Kept]] = {}
+        self.known = Known(table, entries, shards.owns, metrics, clock)
+        self._copies = Copies(shards, tasks, clock)
 
     # For this host
 
@@ -115,7 +115,7 @@ class Catalog:
             spot = spot_of(self._table, path)
         except NotFound:
             return self._between_mounts(path)
-        if not refresh and (known := self._known(spot)) is not None:
+        if not refresh and (known := self.known.fresh(spot)) is not None:
             return known
         return await self._young(self._reads, self._find, spot, refresh=refresh)
 
@@ -241,7 +241,7 @@ class Catalog:
         self._audience.note(spot.directory, request.asker, spot.place.settings.max_age_s)
         try:
             if request.only_known:
-                return self._known(spot)
+                return self.known.fresh(spot) or self.known.told(spot)
             async with asyncio.timeout(patience_s):
                 return await self._served(spot, refresh=request.refresh)
         except TimeoutError:
@@ -253,48 +253,13 @@ class Catalog:
         """Note that a peer may believe for so long what it hears of a directory now."""
         self._audience.note(directory, peer, for_s)
 
-    # What is known
-
-    def _known(self, spot: Spot) -> StatReply | None:
-        """Return what may be believed of a path; raises `NotFound` if that it does not exist."""
-        record, since_s = self._entries.look(spot.directory, spot.name)
-        if record is None:
-            return None
-        about, now_s = record.attributes, self._clock()
-        fresh_s = spot.fresh_s(about, since_s, now_s)
-        if not fresh_s or (about and not about.is_directory and not about.tag):
-            return None
-        is_ours = about and is_staged(about.tag) and self._shards.owns(spot.directory)
-        if is_ours and spot.name not in self.staged(spot.directory):
-            return None  # no holder speaks of it any more
-        if about is None and not self._table.names_below(spot.path):
-            self._metrics.catalog_requests.labels("cached").inc()
-            raise NotFound(f"{spot.path}: no such file")
-        self._metrics.catalog_requests.labels("cached").inc()
-        return spot.reply(about or DIRECTORY, known_s=age_s(since_s, now_s), fresh_s=fresh_s)
-
-    def _stale(self, spot: Spot, reason: str) -> StatReply | None:
-        """Return what was known last, marked as stale; `NotFound` if an owner knows that it was
-        not there: so a file can be made, and staged, while its under-store does not answer."""
-        record, since_s = self._entries.look(spot.directory, spot.name)
-        about = None if record is None else record.attributes
-        listed_s = self._entries.listed_s(spot.directory)
-        is_sure = listed_s is not None and listed_s >= self.sure_since_s
-        if about is None and spot.name and is_sure and self._shards.owns(spot.directory):
-            raise NotFound(f"{spot.path}: no such file, as far as was known last")
-        if about is None or not (about.is_directory or about.tag):
-            return None
-        log.warning("stale answer", path=spot.path, reason=reason)
-        self._metrics.catalog_requests.labels("stale").inc()
-        return spot.reply(about, known_s=age_s(since_s, self._clock()), fresh_s=0.0, is_stale=True)
+    # Finding out
 
     def _between_mounts(self, path: str) -> StatReply:
         """Describe a directory that exists only because a mount lies below it."""
         if path and not self._table.names_below(path):
             raise NotFound(f"{path}: no such file")
         return StatReply(DIRECTORY, None)
-
-    # Finding out
 
     async def _find(self, spot: Spot, refresh: bool) -> StatReply:  # noqa: FBT001
         """Ask the owners of the directory, and the under-store when none of them can say."""
@@ -345,7 +310,7 @@ class Catalog:
 
     async def _served(self, spot: Spot, *, refresh: bool) -> StatReply:
         """Answer as an owner."""
-        if not refresh and (known := self._known(spot)) is not None:
+        if not refresh and (known := self.known.fresh(spot)) is not None:
             return known
         return await self._young(self._fills, self._fill, spot, refresh=refresh)
 
@@ -362,7 +327,7 @@ class Catalog:
         return reply
 
     async def _fill(self, spot: Spot, refresh: bool) -> StatReply:  # noqa: FBT001
-        staged = self.staged(spot.directory).get(spot.name)
+        staged = self.known.staged(spot.directory).get(spot.name)
         if staged is not None:
             self._entries.note(spot.source, spot.parent, spot.name, staged, self._clock())
             return spot.reply(staged, known_s=0.0, fresh_s=spot.place.settings.max_age_s)
@@ -370,8 +335,8 @@ class Catalog:
             if (former := await self._from_former(spot)) is not None:
                 return former
             is_away = self._clock() < self._away_until_s.get(spot.source, 0.0)
-            if is_away and (stale := self._stale(spot, "it did not answer just now")) is not None:
-                return stale
+            if is_away and (last := await self._last(spot, "it did not answer just now")):
+                return last
         began, asked_s = self.changes.last, self._clock()
         self._metrics.catalog_requests.labels("asked").inc()
         about: Attributes | None = None
@@ -384,8 +349,8 @@ class Catalog:
                 return StatReply(DIRECTORY, None)
         except UnderStoreUnavailable as error:
             self._away_until_s[spot.source] = self._clock() + AWAY_S
-            if (stale := self._stale(spot, str(error))) is not None:
-                return stale
+            if (last := await self._last(spot, str(error))) is not None:
+                return last
             raise
         # Another owner may have found out since that it has changed.
         is_sure = not self.changes.is_touched(spot.directory, began)
@@ -393,7 +358,7 @@ class Catalog:
             spot.source, spot.parent, spot.name, about, asked_s, is_sure=is_sure
         )
         self.tell(spot.source, spot.parent, changes)
-        self._give_copy(spot, about, asked_s)
+        self._copies.give(spot, about, asked_s)
         if refresh:  # then what was found before must have been heard as well
             await self.all_heard(spot.directory)
         if about is None:
@@ -401,6 +366,26 @@ class Catalog:
         known_s = self._clock() - asked_s
         fresh_s = max(0.0, spot.place.settings.max_age_s - known_s) if is_sure else 0.0
         return spot.reply(about, known_s=known_s, fresh_s=fresh_s)
+
+    async def _last(self, spot: Spot, reason: str) -> StatReply | None:
+        """Return what was known last, marked as stale, here or at another owner.
+
+        What this peer knew before it was started may have changed while it was away: whoever
+        was there then knows later. `NotFound` if they know that it is nothing.
+        """
+        _, since_s = self._entries.look(spot.directory, spot.name)
+        if since_s >= self.known.began_s:
+            return self.known.last(spot, reason)
+        last: StatReply | None = None
+        for peer in self._shards.fellows(spot.directory):
+            began, began_s = self.changes.last, self._clock()
+            with suppress(Unavailable, TimeoutError):
+                async with asyncio.timeout(FELLOW_S):
+                    reply = await self._shards.lookup(peer, spot.path, only_known=True)
+                if reply is not None and (last is None or reply.age_s < last.age_s):
+                    last = self._copied(spot, reply, began, began_s)
+        is_later = last is not None and last.age_s < age_s(since_s, self._clock())
+        return last if is_later else self.known.last(spot, reason)
 
     async def _from_former(self, spot: Spot) -> StatReply | None:
         """Return what the peer knows that owned the directory until a moment ago."""
@@ -459,31 +444,6 @@ class Catalog:
         self.changes.add(change)
         if told := self._herald.tell(peers, change):
             await asyncio.wait(told)
-
-    def _give_copy(self, spot: Spot, about: Attributes | None, asked_s: float) -> None:
-        """Have the second owner keep what this one, the first, has learned."""
-        peer = self._shards.successor(spot.directory)
-        if peer is None or self._shards.is_broken(peer):
-            return
-        if peer not in self._to_keep:
-            self._to_keep[peer] = {}
-            work = quietly(self._give_copies(peer))
-            self._tasks.create_task(work, name=f"copies to {peer}")
-        if len(self._to_keep[peer]) < KEEP_QUEUED_MAX:
-            self._to_keep[peer][spot.path] = Kept(spot.path, about, asked_s)
-
-    async def _give_copies(self, peer: str) -> None:
-        queued = self._to_keep[peer]
-        try:
-            await asyncio.sleep(0.01)
-            while queued:
-                paths = list(queued)[:KEPT_TOGETHER]
-                now_s = self._clock()
-                taken = [queued.pop(path) for path in paths]
-                kept = tuple(Kept(k.path, k.attributes, now_s - k.age_s) for k in taken)
-                await self._shards.keep(peer, KeepRequest(self._shards.me, kept))
-        finally:
-            del self._to_keep[peer]
 
     # Look-ups that come one after the other
 

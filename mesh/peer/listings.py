@@ -8,7 +8,7 @@ shows nothing before it is whole, and nothing of a scan that failed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -26,6 +26,7 @@ from mesh.errors import (
 )
 from mesh.metrics import Metrics
 from mesh.peer.changes import ChangeLog, heard
+from mesh.peer.known import Known
 from mesh.peer.once import Once, quietly
 from mesh.peer.shards import Shards
 from mesh.store.entries import directory_key
@@ -60,7 +61,7 @@ class Crier(Protocol):
     """Who tells others what has changed."""
 
     changes: ChangeLog
-    staged: Callable[[bytes], Mapping[str, Attributes]]
+    known: Known
 
     def note(self, source: str, path: str, changes: Changes) -> None: ...
 
@@ -204,7 +205,7 @@ class Listings:
         directory = _key(place)
         tables = self._entries.tables
         found, is_last = await asyncio.to_thread(tables.after, directory, after, PAGE_ENTRIES)
-        if staged := self._crier.staged(directory):
+        if staged := self._crier.known.staged(directory):
             found = _with_staged(found, staged, after=after, is_last=is_last)
         about = tables.directory(directory)
         known_s = age_s(tables.listed_s(directory), self._clock())
@@ -422,7 +423,7 @@ class Listings:
             await asyncio.sleep(COPY_AGAIN_S)
 
     async def _pages(self, path: str, place: Place) -> AsyncIterator[list[tuple[str, Attributes]]]:
-        staged = dict(self._crier.staged(_key(place)))
+        staged = dict(self._crier.known.staged(_key(place)))
         try:
             async for page in place.store.scan(place.path):
                 yield [(e.name, staged.pop(e.name, e.attributes)) for e in page]

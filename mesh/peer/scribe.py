@@ -97,7 +97,7 @@ class Scribe:
             bytes_per_s=upload_bytes_per_s,
         )
         self._alterations = Alterations(table, catalog, self._announcer, self.uploads, self._turns)
-        catalog.staged = self._overlay.names
+        catalog.known.staged = self._overlay.names
         reader.persisted = self.uploads.persisted
 
     async def load(self) -> None:

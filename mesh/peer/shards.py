@@ -100,6 +100,11 @@ class Shards:
         """Return who may know a directory that this peer has come to own lately."""
         return self._neighbors.former_owners(directory)
 
+    def fellows(self, directory: bytes) -> list[str]:
+        """Return who else should know of a directory, or did until a moment ago."""
+        peers = dict.fromkeys([*self.owners(directory), *self.former(directory)])
+        return [peer for peer in peers if peer != self.me and not self.is_broken(peer)]
+
     async def first(self, peers: Sequence[str], ask: Callable[[str], Awaitable[A]]) -> A:
         """Return what the first of *peers* says; raises what it raised.
 

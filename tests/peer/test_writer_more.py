@@ -58,7 +58,7 @@ async def test_it_is_the_same_when_the_first_owner_is_gone(tmp_path: Path, write
         first, second, third = owners(cluster)
         by_name = {host.name: host for host in hosts}
         reply = await by_name[(first, second, third)[writer]].put(DATA)
-        copies = cluster.peers[first].catalog._to_keep
+        copies = cluster.peers[first].catalog._copies._queued
         await until(lambda: not copies)
         by_name[first].client.here.close()
         await cluster.stop(first)
@@ -237,3 +237,39 @@ async def test_what_is_in_the_way_is_said_and_stays(
             with pytest.raises(kind):
                 await draft.publish()
         assert under_store.files == {"file": b"1", "directory/f": b"2"}
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+async def test_an_owner_who_was_away_asks_the_other_one_what_came_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_removed: bool
+) -> None:
+    """The under-store is away, and the other owner was restarted as well since he heard."""
+    monkeypatch.setattr("mesh.peer.announcer.MISSED_MAX", 0 if is_removed else 10_000)
+    under_store = MemoryUnderStore({"models/old": b""})
+    async with running(tmp_path, under_store, max_age_s=0.2) as (cluster, hosts):
+        first, second, third = owners(cluster)
+        by_name = {host.name: host for host in hosts}
+        old = await by_name[third].put(OLD)
+        for name in (first, second):
+            assert (await cluster.peers[name].catalog.stat(PATH)).file == old.file
+        by_name[first].client.here.close()
+        await cluster.stop(first)
+        if is_removed:
+            await by_name[third].writes.alter(AlterRequest(Verb.REMOVE, PATH))
+        else:
+            new = await by_name[third].put(DATA, over=old.attributes.tag)
+        by_name[second].client.here.close()
+        if not is_removed:
+            await cluster.stop(second)
+            await cluster.start(second)
+        under_store.go_away()
+        await cluster.start(first)
+        for _ in range(3):
+            await asyncio.sleep(0.3)  # longer than what was known is believed
+            if is_removed:
+                with pytest.raises(NotFound):
+                    await cluster.peers[first].catalog.stat(PATH)
+            else:
+                said = await cluster.peers[first].catalog.stat(PATH)
+                assert said.is_stale
+                assert said.file == new.file
