@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -331,7 +332,7 @@ class Announcer:
             spot = spot_of(self._table, path)
             record, noted_s = self._entries.look(spot.directory, spot.name)
             if path and record is not None and noted_s >= self._started_s:
-                kept.append(Kept(path, record.attributes, 0.0))
+                kept.append(Kept(path, record.attributes, self._clock() - noted_s))
             else:
                 missed.append(path)
         return RecallReply(tuple(staged), ended, tuple(missed), tuple(kept))
@@ -357,7 +358,11 @@ class Announcer:
                 await self._recalled.wait()
 
     async def _recall_from(self, peer: str) -> bool:
-        """Learn from a peer; False if it does not answer, or what it says can't be kept."""
+        """Learn from a peer; False if it does not answer, or what it says can't be kept.
+
+        What this peer was told itself while that answer came is later.
+        """
+        began_s = self._clock()
         try:
             async with asyncio.timeout(RECALL_TIMEOUT_S):
                 reply = await self._shards.recall(peer)
@@ -366,17 +371,19 @@ class Announcer:
             return False
         try:
             news, gone = await self._overlay.learn(reply.staged, reply.ended)
-            for file in gone:
-                await self._doubt(file.path)
-            for file, about in self._learned(gone, news):
-                spot = spot_of(self._table, file.path)
-                one = Kept(file.path, about, 0.0)
-                self._catalog.tell(spot.source, spot.parent, self._note(spot, one))
+            learned = list(self._learned(gone, news))
+            for path in {file.path for file in gone} - {one.path for one in learned}:
+                await self._doubt(path)
+            for one in learned:
+                spot = spot_of(self._table, one.path)
+                self._catalog.tell(spot.source, spot.parent, self._note(spot, one, began_s))
+            for path in (*(one.path for one in reply.kept), *reply.missed):
+                if path:
+                    await self._overlay.outdate(path)
             for one in reply.kept:
-                await self._doubt(one.path)
                 spot = spot_of(self._table, one.path)
                 if not self._overlay.has(spot.directory, spot.name):
-                    self._catalog.note(spot.source, spot.parent, self._note(spot, one))
+                    self._catalog.note(spot.source, spot.parent, self._note(spot, one, began_s))
             for path in reply.missed:
                 await self._doubt(path)
         except MeshError as error:
@@ -388,10 +395,9 @@ class Announcer:
             log.info("recalled", peer=peer, **counts)
         return True
 
-    def _learned(
-        self, gone: list[StagedFile], news: list[StagedFile]
-    ) -> Iterator[tuple[StagedFile, Attributes | None]]:
-        """Yield what is known now of files that are staged, and of those that are no more.
+    def _learned(self, gone: list[StagedFile], news: list[StagedFile]) -> Iterator[Kept]:
+        """Yield what is known of files that are staged, and of those that are no more, since
+        they are: what was done to their names later may be known already.
 
         What has ended may be persisted, or have been replaced by what is, or be removed: what
         nobody says is doubted.
@@ -400,12 +406,13 @@ class Announcer:
             spot, end = spot_of(self._table, file.path), self._overlay.end_of(file)
             if end is None or self._overlay.has(spot.directory, spot.name):
                 continue
+            age_s = max(0.0, time.time() - end.wall_s)
             if end.tag:
-                yield file, replace(file.attributes, tag=end.tag)
+                yield Kept(file.path, replace(file.attributes, tag=end.tag), age_s)
             elif end.moved_to:
-                yield file, None
+                yield Kept(file.path, None, age_s)
         for file in news:
-            yield file, file.attributes
+            yield Kept(file.path, file.attributes, 0.0)
 
     async def _doubt(self, path: str) -> None:
         """Believe no more what was known of a path; of all of them, if it is the root."""
@@ -427,10 +434,14 @@ class Announcer:
             await self._catalog.doubt_tree(tree)
             await self._catalog.tell_all(tree)
 
-    def _note(self, spot: Spot, one: Kept) -> Changes:
-        """Keep what was done, and return what that changes: nobody else may know the name."""
+    def _note(self, spot: Spot, one: Kept, said_s: float | None = None) -> Changes:
+        """Keep what was done, and return what that changes: nobody else may know the name.
+
+        What was said then, and not just now, is kept unless something later is known.
+        """
         old, _ = self._entries.look(spot.directory, spot.name)
-        self._entries.note(spot.source, spot.parent, spot.name, one.attributes, self._clock())
+        asked_s = self._clock() if said_s is None else said_s - one.age_s
+        self._entries.note(spot.source, spot.parent, spot.name, one.attributes, asked_s)
         was_there = old is not None and old.attributes is not None
         is_listing = old is None or was_there is not (one.attributes is not None)
         return Changes([spot.name], is_listing=is_listing)

@@ -88,16 +88,20 @@ class Overlay:
         self._ended: dict[bytes, End] = {}
 
     async def load(self) -> None:
-        now_s = self._clock()
-        for value in (await self._names.all()).values():
-            file = decode_staged(value)
-            directory, name = self._spot(file.path)
-            self._known.setdefault(directory, {})[name] = _Known(file, now_s, is_loaded=True)
+        """Learn from the journal. What has ended there has, though its name is journaled too:
+        the end is written first, and this peer may have been killed before the rest."""
         wall_s = self._wall_clock()
         for key, value in (await self._ended_notes.all()).items():
             ended = _end_of(value)
             if wall_s - ended.wall_s < ENDED_FOR_S:
                 self._ended[key] = ended
+        now_s = self._clock()
+        for value in (await self._names.all()).values():
+            file = decode_staged(value)
+            if _end_key(file.token, file.path) in self._ended:
+                continue
+            directory, name = self._spot(file.path)
+            self._known.setdefault(directory, {})[name] = _Known(file, now_s, is_loaded=True)
 
     def look(self, directory: bytes, name: str) -> StagedFile | None:
         """Return what is staged under a name."""
@@ -114,6 +118,15 @@ class Overlay:
     def end_of(self, file: StagedFile) -> End | None:
         """Return what became of a file at its path; None while it is there, or never was."""
         return self._ended.get(_end_key(file.token, file.path))
+
+    async def outdate(self, path: str) -> None:
+        """Take back what was staged at a path before this peer was started: another owner
+        says that something was done there since. If it is still staged, a holder claims it."""
+        directory, name = self._spot(path)
+        known = self._known.get(directory, {}).get(name)
+        if known is not None and known.is_loaded:
+            del self._known[directory][name]
+            await _as_far_as_there_is_room(self._names, {_key(directory, name): None})
 
     def is_of(self, directory: bytes, name: str, token: str) -> bool:
         """Whether it is that file which is staged under a name."""

@@ -43,6 +43,7 @@ class Notes:
         self._env = env
         self._table = env.open_db(table)
         self._threads = threads
+        self._turn = asyncio.Lock()
 
     async def all(self) -> dict[bytes, bytes]:
         """Return everything, by key, in the order of keys."""
@@ -51,9 +52,11 @@ class Notes:
     async def put(self, values: Mapping[bytes, bytes | None]) -> None:
         """Keep these values, and forget those that are None; durable on return.
 
-        Raises `StoreFull` when the disk is full.
+        What is asked for later is written later, whichever thread comes first. Raises
+        `StoreFull` when the disk is full.
         """
-        await self._in_thread(lambda: self._put_in_room(values))
+        async with self._turn:
+            await self._in_thread(lambda: self._put_in_room(values))
 
     def _put_in_room(self, values: Mapping[bytes, bytes | None]) -> None:
         try:

@@ -202,3 +202,32 @@ async def test_what_was_renamed_over_a_newer_file_is_there(tmp_path: Path) -> No
         # Its mount knows it without the time.
         await overlay.put(FILE)
         assert overlay.look(DIRECTORY, "f").named_s == 300.0
+
+
+async def test_what_has_ended_is_not_staged_again_by_a_restart(tmp_path: Path) -> None:
+    """The peer was killed when it had journaled the end, and not yet that the name is free."""
+    mesh = Mesh()
+    async with opened(tmp_path) as store:
+        overlay = await mesh.overlay(store)
+        await overlay.put(FILE)
+        await overlay.end(FILE.token, FILE.path)
+    async with opened(tmp_path) as store:
+        overlay = await mesh.overlay(store)
+        assert overlay.names(DIRECTORY) == {}
+        assert not overlay.has(DIRECTORY, "f")
+
+
+async def test_what_was_staged_before_gives_way_to_what_was_done_meanwhile(
+    tmp_path: Path,
+) -> None:
+    mesh = Mesh()
+    async with opened(tmp_path) as store:
+        overlay = await mesh.overlay(store)
+        await overlay.put(FILE)
+        await overlay.outdate("ckpt/f")
+        assert overlay.look(DIRECTORY, "f") == FILE, "that was said to this run of the peer"
+    async with opened(tmp_path) as store:
+        overlay = await mesh.overlay(store)
+        await overlay.outdate("ckpt/f")
+        assert overlay.look(DIRECTORY, "f") is None
+        assert await overlay.claim(FILE) == FILE, "its holder knows better"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
 
-from mesh.blocks import MIB
+from mesh.blocks import MIB, written_tag
 from mesh.errors import (
     Exists,
     IsADirectory,
@@ -17,9 +18,12 @@ from mesh.errors import (
     Stale,
 )
 from mesh.metrics import total
+from mesh.peer.overlay import End, _end_key
 from mesh.store.drafts import DRAFTS
-from mesh.testing.memory import MemoryUnderStore
-from mesh.wire.messages import Change
+from mesh.store.entries import directory_key
+from mesh.testing.memory import SOURCE, MemoryUnderStore
+from mesh.wire.messages import Change, Kept
+from mesh.wire.staged import RecallReply, StagedFile
 from mesh.wire.writes import PUBLISH, AlterRequest, PublishRequest, Verb
 from tests.writers import (
     DATA,
@@ -273,3 +277,47 @@ async def test_an_owner_who_was_away_asks_the_other_one_what_came_last(
                 said = await cluster.peers[first].catalog.stat(PATH)
                 assert said.is_stale
                 assert said.file == new.file
+
+
+async def test_what_an_owner_is_told_while_it_asks_another_is_later(tmp_path: Path) -> None:
+    """Or else the next writer would write over what is not there any more: a conflict."""
+    under_store = MemoryUnderStore({"models/old": b""})
+    async with running(tmp_path, under_store) as (cluster, hosts):
+        first, second, third = owners(cluster)
+        writer = next(host for host in hosts if host.name == third)
+        old = await writer.put(OLD)
+        announcer = cluster.peers[first].scribe._announcer
+
+        async def recall(peer: str) -> RecallReply:
+            assert peer == second
+            answer = RecallReply((), {}, (), (Kept(PATH, old.attributes, 0.0),))
+            nonlocal new
+            new = await writer.put(DATA, over=old.attributes.tag)
+            return answer
+
+        new = old
+        announcer._shards.recall = recall  # type: ignore[method-assign]
+        assert await announcer._recall_from(second)
+        assert new.file != old.file
+        assert (await cluster.peers[first].catalog.stat(PATH)).file == new.file
+
+
+async def test_what_has_ended_before_is_not_what_is_there_now(tmp_path: Path) -> None:
+    """An owner hears that a staged file was persisted, and knows what has replaced it since."""
+    under_store = MemoryUnderStore({"models/old": b""})
+    async with running(tmp_path, under_store) as (cluster, hosts):
+        first, second, third = owners(cluster)
+        new = await next(host for host in hosts if host.name == third).put(DATA)
+        announcer = cluster.peers[first].scribe._announcer
+        overlay = announcer._overlay
+        staged = StagedFile("t" * 32, PATH, len(OLD), "", 0o644, 7, (third,), 1.0)
+        await overlay.put(staged)
+        ended = End(time.time() - 60.0, tag=written_tag(staged.token, "its tag")).packed()
+
+        async def recall(peer: str) -> RecallReply:
+            return RecallReply((), {_end_key(staged.token, PATH): ended}, (), ())
+
+        announcer._shards.recall = recall  # type: ignore[method-assign]
+        assert await announcer._recall_from(second)
+        assert not overlay.has(directory_key(SOURCE, "models"), "new.bin")
+        assert (await cluster.peers[first].catalog.stat(PATH)).file == new.file

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import UUID
@@ -99,3 +101,21 @@ async def test_when_pins_are_in_the_way_it_is_full_and_says_so_once(
         clock.advance(PINS_IN_THE_WAY_S)
         await put(store, 4)
         assert 4 in await kept(store)
+
+
+async def test_what_is_put_later_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads may overtake each other; what two tasks say of one key may not."""
+    async with store_in(tmp_path / "s") as store:
+        put, second = store.jobs._put, threading.Event()
+
+        def slow(values: Mapping[bytes, bytes | None]) -> None:
+            if values == {b"1": b"first"}:
+                second.wait(0.2)  # for as long as it takes to be overtaken
+            put(values)
+            second.set()
+
+        monkeypatch.setattr(store.jobs, "_put", slow)
+        await asyncio.gather(store.jobs.put({b"1": b"first"}), store.jobs.put({b"1": None}))
+        assert await store.jobs.all() == {}
