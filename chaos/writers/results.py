@@ -13,7 +13,7 @@ from chaos.stats import percentile
 from chaos.writers.content import MIB
 from chaos.writers.history import Step
 from chaos.writers.run import HOSTS, Outcome
-from chaos.writers.verdict import STEP_MOST_S, is_calm
+from chaos.writers.verdict import STEP_MOST_S, is_calm, is_promised
 
 SHOWN = 8
 """Findings of a seed that are printed; its logs have all."""
@@ -121,7 +121,10 @@ def _work(outcomes: Sequence[Outcome]) -> list[Row]:
         row("reads that failed", len(failed_reads), ""),
         row(
             "of them with all well",
-            sum(is_calm(s.start_s, s.end_s, o.troubles) for o, s in failed_reads),
+            sum(
+                is_calm(s.start_s, s.end_s, o.troubles) and not is_promised(o.history, s)
+                for o, s in failed_reads
+            ),
             "",
             at_most=0,
         ),

@@ -145,6 +145,13 @@ def is_calm(from_s: float, to_s: float, troubles: Sequence[Trouble]) -> bool:
     )
 
 
+def is_promised(history: History, seen: Seen) -> bool:
+    """Say whether an error is one that readers are promised: a file that is replaced while it
+    is read may be ESTALE (docs/semantics.md)."""
+    versions = history.allowed(seen.path, at_s=seen.start_s, until_s=seen.end_s)
+    return seen.error == "ESTALE" and len(versions) > 1
+
+
 def reads(
     history: History, seen: Iterable[Seen], troubles: Sequence[Trouble], *, most_late_s: float
 ) -> Iterator[Finding]:
@@ -156,7 +163,7 @@ def reads(
     for one in seen:
         calm = is_calm(one.start_s, one.end_s, troubles)
         if one.error:
-            if calm:
+            if calm and not is_promised(history, one):
                 yield Finding("error", one.path, one.where, f"{one.error}, with all well")
             continue
         found = wrong(history, one, is_final=False)

@@ -233,6 +233,20 @@ def test_errors_count_when_all_is_well() -> None:
     assert meanwhile(writing, failed, Trouble(30.05, 40.0)) == []
 
 
+def test_what_is_replaced_while_it_is_read_may_be_stale() -> None:
+    writing = Writing()
+    writing.write(1)
+    writing.write(2)  # from 1 s to 2 s
+    for at_s, error, expected in (
+        (1.5, "ESTALE", []),
+        (0.95, "ESTALE", []),
+        (2.5, "ESTALE", ["error"]),
+        (1.5, "EIO", ["error"]),
+    ):
+        sight = Seen("peer-1", PATH, at_s, at_s + 0.1, error=error)
+        assert meanwhile(writing, sight) == expected
+
+
 def test_hangs_and_strangers() -> None:
     writing = Writing()
     writing.write(1, end="never")
