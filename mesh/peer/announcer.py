@@ -64,15 +64,12 @@ class Announcer:
         self._missed: dict[str, dict[str, None]] = {}
         """By owner who could not be told: the paths."""
 
-    async def announce(
-        self, *done: Kept, is_persisted: bool = False, moved_to: str = "", ended: str = ""
-    ) -> None:
+    async def announce(self, *done: Kept, moved_to: str = "", ended: str = "") -> None:
         """Have all know what was done to these names; those who can't be told find out when
         what they know is too old.
 
-        Say *is_persisted* of what was staged before, *moved_to* of a name that is gone because
-        the same staged file has another one, and *ended* of a token without which nothing was
-        done.
+        Say *moved_to* of a name that is gone because the same staged file has another one, and
+        *ended* of a token without which nothing was done.
         """
         by_directory: dict[bytes, list[Kept]] = {}
         for one in done:
@@ -85,7 +82,6 @@ class Announcer:
                     AnnounceRequest(
                         self._shards.me,
                         tuple(kept),
-                        is_persisted=is_persisted,
                         moved_to=moved_to,
                         ended=ended,
                     ),
@@ -105,6 +101,12 @@ class Announcer:
         """Have all see a file that the under-store does not have; its owners journal it."""
         directory = spot_of(self._table, file.path).directory
         await self._announce(directory, AnnounceRequest(self._shards.me, staged=(file,)))
+
+    async def announce_persisted(self, one: Kept, there_s: float) -> None:
+        """Have all know that the under-store has what was staged, and was there since then."""
+        directory = spot_of(self._table, one.path).directory
+        request = AnnounceRequest(self._shards.me, (one,), is_persisted=True, there_s=there_s)
+        await self._announce(directory, request)
 
     async def announce_below(self, file: StagedFile) -> None:
         """Have all see what the under-store has where a file was staged, which went beside."""
@@ -194,7 +196,9 @@ class Announcer:
         is_replaced = False
         if request.is_persisted and one.attributes is not None:
             token = token_of(one.attributes.tag)
-            is_replaced = self._overlay.is_ended(token, one.path)
+            is_replaced = self._overlay.is_ended(token, one.path) or self._overlay.is_later(
+                spot.directory, spot.name, token, request.there_s
+            )
             await self._overlay.end(token, one.path, tag=one.attributes.tag)
         if request.ended and not self._overlay.is_of(spot.directory, spot.name, request.ended):
             return False

@@ -133,6 +133,11 @@ class Overlay:
         known = self._known.get(directory, {}).get(name)
         return known is not None and known.file.token == token
 
+    def is_later(self, directory: bytes, name: str, token: str, there_s: float) -> bool:
+        """Whether another file than that is staged under a name, and came there after it."""
+        known = self._known.get(directory, {}).get(name)
+        return known is not None and known.file.token != token and known.file.there_s > there_s
+
     def names(self, directory: bytes) -> Mapping[str, Attributes]:
         """Return what is staged in a directory, by name, as it is now and will be."""
         known = self._known.get(directory)

@@ -431,7 +431,7 @@ class Writer:
 
         async def show(about: Attributes) -> str:
             tagged = replace(about, tag=written_tag(file.token, about.tag))
-            await self._announcer.announce(Kept(file.path, tagged, 0.0), is_persisted=True)
+            await self._announcer.announce_persisted(Kept(file.path, tagged, 0.0), file.there_s)
             return about.tag
 
         try:

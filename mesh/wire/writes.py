@@ -91,6 +91,8 @@ class AnnounceRequest:
     is_persisted: bool = False
     moved_to: str = ""
     ended: str = ""
+    there_s: float = 0.0
+    """Since when what is persisted was what its path means (`StagedFile.there_s`)."""
 
 
 def _decode_grow(data: bytes) -> GrowRequest:
@@ -177,6 +179,7 @@ def _encode_announce(value: AnnounceRequest) -> bytes:
         is_persisted=value.is_persisted,
         moved_to=path_bytes(value.moved_to),
         ended=value.ended,
+        there_s=value.there_s,
     ).SerializeToString()
 
 
@@ -190,6 +193,7 @@ def _decode_announce(data: bytes) -> AnnounceRequest:
         value.is_persisted,
         path_text(value.moved_to),
         value.ended,
+        value.there_s,
     )
 
 

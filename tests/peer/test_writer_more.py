@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.blocks import MIB, written_tag
+from mesh.blocks import MIB, Attributes, written_tag
 from mesh.errors import (
     Exists,
     IsADirectory,
@@ -24,7 +24,7 @@ from mesh.store.entries import directory_key
 from mesh.testing.memory import SOURCE, MemoryUnderStore
 from mesh.wire.messages import Change, Kept
 from mesh.wire.staged import RecallReply, StagedFile
-from mesh.wire.writes import PUBLISH, AlterRequest, PublishRequest, Verb
+from mesh.wire.writes import PUBLISH, AlterRequest, AnnounceRequest, PublishRequest, Verb
 from tests.writers import (
     DATA,
     OLD,
@@ -321,3 +321,30 @@ async def test_what_has_ended_before_is_not_what_is_there_now(tmp_path: Path) ->
         assert await announcer._recall_from(second)
         assert not overlay.has(directory_key(SOURCE, "models"), "new.bin")
         assert (await cluster.peers[first].catalog.stat(PATH)).file == new.file
+
+
+@pytest.mark.parametrize("is_older", [True, False])
+async def test_what_is_persisted_is_compared_with_what_is_staged_by_who_did_not_hear_of_it(
+    tmp_path: Path, is_older: bool
+) -> None:
+    """Or else an owner who was away would take what was acknowledged since for replaced."""
+    under_store = MemoryUnderStore({"models/old": b""})
+    async with running(tmp_path, under_store) as (cluster, _):
+        first, _, third = owners(cluster)
+        announcer = cluster.peers[first].scribe._announcer
+        overlay = announcer._overlay
+        staged = StagedFile("n" * 32, PATH, 5, "", 0o644, 7, (third,), 20.0)
+        await announcer.take(AnnounceRequest(third, staged=(staged,)))
+        persisted = Attributes(False, 3, 9, written_tag("p" * 32, "its tag"))
+        request = AnnounceRequest(
+            third,
+            (Kept(PATH, persisted, 0.0),),
+            is_persisted=True,
+            there_s=10.0 if is_older else 30.0,
+        )
+        await announcer.take(request)
+        answer = await overlay.claim(staged)
+        assert (answer is not None) is is_older
+        assert overlay.has(directory_key(SOURCE, "models"), "new.bin") is is_older
+        if answer is not None:
+            assert answer.over == "its tag", "that is what it will replace"

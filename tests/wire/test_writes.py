@@ -167,7 +167,14 @@ FULL: list[tuple[Method[Any, Any], Any]] = [
     (
         w.ANNOUNCE,
         w.AnnounceRequest(
-            "me", (Kept("p", ABOUT, 1.5), Kept("q", None, 0.5)), (STAGED,), True, True, "r", "t"
+            "me",
+            (Kept("p", ABOUT, 1.5), Kept("q", None, 0.5)),
+            (STAGED,),
+            True,
+            True,
+            "r",
+            "t",
+            1.5,
         ),
     ),
     (g.ASSERT, g.AssertRequest(STAGED, True, True)),

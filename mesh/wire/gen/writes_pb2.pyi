@@ -794,6 +794,7 @@ class AnnounceRequest(_message.Message):
     IS_PERSISTED_FIELD_NUMBER: _builtins.int
     MOVED_TO_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
+    THERE_S_FIELD_NUMBER: _builtins.int
     asker: _builtins.str
     is_copy: _builtins.bool
     """Another owner tells who must know."""
@@ -803,6 +804,8 @@ class AnnounceRequest(_message.Message):
     """What is removed here is under that name now."""
     ended: _builtins.str
     """Only if it is this token that is staged there."""
+    there_s: _builtins.float
+    """Since when, by the wall clock, what is persisted was what its path means."""
     @_builtins.property
     def kept(self) -> _containers.RepeatedCompositeFieldContainer[_mesh_pb2.Kept]: ...
     @_builtins.property
@@ -819,10 +822,11 @@ class AnnounceRequest(_message.Message):
         is_persisted: _builtins.bool = ...,
         moved_to: _builtins.bytes = ...,
         ended: _builtins.str = ...,
+        there_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["asker", b"asker", "ended", b"ended", "is_copy", b"is_copy", "is_persisted", b"is_persisted", "kept", b"kept", "moved_to", b"moved_to", "staged", b"staged"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asker", b"asker", "ended", b"ended", "is_copy", b"is_copy", "is_persisted", b"is_persisted", "kept", b"kept", "moved_to", b"moved_to", "staged", b"staged", "there_s", b"there_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
