@@ -31,9 +31,6 @@ from mesh.wire.writes import AnnounceRequest
 log = structlog.get_logger()
 
 RECALL_TIMEOUT_S = 2.0
-RECALL_S = 5.0
-"""For so long after its start an owner lets others wait until it knows what it missed."""
-
 MISSED_MAX = 10_000
 """Of more paths than that an owner who was away doubts all that he knows."""
 
@@ -60,7 +57,7 @@ class Announcer:
         self._started_s = clock()
         """What was noted before may have changed while this peer was away."""
 
-        self._recalled = asyncio.Event()
+        catalog.recalled.clear()
         self._missed: dict[str, dict[str, None]] = {}
         """By owner who could not be told: the paths."""
 
@@ -143,7 +140,7 @@ class Announcer:
     async def take(self, request: AnnounceRequest) -> Nothing:
         """Note, as an owner, what was done; return when all have heard who knew otherwise."""
         if not request.is_copy:
-            await self._is_up_to_date()
+            await self._catalog.is_up_to_date()
         staged = [self._over(file) for file in request.staged]
         for file in staged:
             await self._overlay.put(file)
@@ -255,7 +252,7 @@ class Announcer:
         known = self._known_of(spot, file)
         if request.is_copy:
             return known
-        await self._is_up_to_date()
+        await self._catalog.is_up_to_date()
         known = self._known_of(spot, file)
         if known.is_unknown:
             known = await self._others_say(spot, file)
@@ -348,18 +345,13 @@ class Announcer:
             if all(await asyncio.gather(*(self._recall_from(peer) for peer in peers))):
                 self._catalog.known.sure_since_s = -math.inf
         finally:
-            self._recalled.set()
+            self._catalog.recalled.set()
 
     async def recall_all(self) -> None:
         """Recall until all others who are there have answered."""
         while self._catalog.known.sure_since_s > -math.inf:
             await asyncio.sleep(RECALL_TIMEOUT_S)
             await self.recall()
-
-    async def _is_up_to_date(self) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(RECALL_S):
-                await self._recalled.wait()
 
     async def _recall_from(self, peer: str) -> bool:
         """Learn from a peer; False if it does not answer, or what it says can't be kept.

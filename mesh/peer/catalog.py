@@ -62,6 +62,9 @@ AWAY_S = 1.0
 PASS_ON_S = 0.8
 """Less than who tells us waits for our answer."""
 
+RECALL_S = 5.0
+"""For so long a peer that was just started is silent until it has asked the others."""
+
 FELLOW_S = 1.0
 """For so long another owner is asked what it knows, while the under-store does not answer."""
 
@@ -100,6 +103,10 @@ class Catalog:
         self._misses: Counter[str] = Counter()
         self._window_s = 0.0
         self.known = Known(table, entries, shards.owns, metrics, clock)
+        self.recalled = asyncio.Event()
+        """Whether what happened while this peer was away has been asked for."""
+
+        self.recalled.set()
         self._copies = Copies(shards, tasks, clock)
 
     # For this host
@@ -110,6 +117,7 @@ class Catalog:
         With *refresh* the under-store is asked, whatever is known, and who knew otherwise
         is told before this returns.
         """
+        await self.is_up_to_date()
         path = plain(path)
         try:
             spot = spot_of(self._table, path)
@@ -166,10 +174,18 @@ class Catalog:
                 looked_at += await self.refresh(f"{path}/{name}", is_recursive=True)
         return looked_at
 
+    async def is_up_to_date(self) -> None:
+        """Wait, but not for long, until other owners have said what this one has missed."""
+        if not self.recalled.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RECALL_S):
+                    await self.recalled.wait()
+
     # For neighbors and mounts
 
     async def list_directory(self, request: ListRequest) -> ListReply:
         """Answer a mount, a person, or the peer that asks this one as an owner."""
+        await self.is_up_to_date()
         path = plain(request.path)
         if not request.asker:
             return await self._listings.page(
@@ -179,6 +195,7 @@ class Catalog:
 
     async def lookup(self, request: LookupRequest) -> LookupReply:
         """Answer a peer that asks this one as an owner, about all its names."""
+        await self.is_up_to_date()
         patience_s = LATER_S if len(request.paths) > 1 else ANSWER_S
         answers = await asyncio.gather(
             *(self._answer(plain(path), request, patience_s) for path in request.paths)

@@ -18,14 +18,17 @@ from mesh.peer import alterations, announcer, doubts, uploads, writer
 from mesh.peer import holder as holder_module
 from mesh.peer.alterations import staged_file
 from mesh.peer.scribe import Scribe
+from mesh.peer.shards import Shards
 from mesh.peer.stager import Stager
 from mesh.peer.uploads import Uploads
 from mesh.store.entries import directory_key
 from mesh.testing.cluster import Cluster, running_cluster
 from mesh.testing.memory import SOURCE, MemoryUnderStore
 from mesh.understore.understore import Durability
-from mesh.wire.messages import Nothing
-from mesh.wire.staged import FlushRequest, RetargetReply, RetargetRequest, StagedFile
+from mesh.wire.catalog import STAT
+from mesh.wire.local import mount_socket
+from mesh.wire.messages import Nothing, StatRequest
+from mesh.wire.staged import FlushRequest, RecallReply, RetargetReply, RetargetRequest, StagedFile
 from mesh.wire.writes import AlterRequest, Verb
 from tests.writers import DATA, NAMES, PATH, Host, host_of, owners, until
 
@@ -248,6 +251,52 @@ async def test_an_owner_who_was_away_learns_what_was_staged_and_what_has_ended(
         await mesh.flush()
         assert mesh.store.files == {"models/old": b"", PATH: b"two"}
         assert await host.names() == ["new.bin", "old"]
+
+
+async def test_an_owner_who_has_not_heard_yet_what_it_missed_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mounts find it the moment that it listens; the under-store does not have the file."""
+    async with staged(tmp_path) as mesh:
+        first, _, writer = owners(mesh.cluster)
+        host = {"a": mesh.a, "b": mesh.b, "c": mesh.c}[writer]
+        await mesh.cluster.stop(first)
+        await host.put(DATA)
+        mesh.store.upload_gate.clear()
+        mesh.store.come_back()
+        may_recall, recall = asyncio.Event(), Shards.recall
+
+        async def late(self: Shards, peer: str) -> RecallReply:
+            await may_recall.wait()
+            return await recall(self, peer)
+
+        monkeypatch.setattr(Shards, "recall", late)
+        monkeypatch.setattr(Shards, "former", lambda self, directory: [])  # it knows nobody yet
+        starting = asyncio.create_task(mesh.cluster.start(first))
+        client = {"a": mesh.a, "b": mesh.b, "c": mesh.c}[first].client
+        async with asyncio.timeout(20.0):
+            while not await answers(mesh.cluster, first):
+                await asyncio.sleep(0.01)
+        asking = asyncio.create_task(client._own.call(STAT, StatRequest(PATH), timeout_s=20.0))
+        await asyncio.wait([asking], timeout=0.2)
+        may_recall.set()
+        assert (await asking).attributes.size_bytes == len(DATA)
+        await starting
+        mesh.store.upload_gate.set()
+        await mesh.flush()
+
+
+async def answers(cluster: Cluster, name: str) -> bool:
+    """Whether a peer that is being started listens to its mounts."""
+    try:
+        _, writer = await asyncio.open_unix_connection(
+            mount_socket(str(cluster.settings(name).socket))
+        )
+    except OSError:
+        return False
+    writer.close()
+    await writer.wait_closed()
+    return True
 
 
 @pytest.mark.parametrize("missed_max", [10_000, 0])
