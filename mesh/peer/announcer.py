@@ -58,6 +58,9 @@ class Announcer:
         """What was noted before may have changed while this peer was away."""
 
         catalog.recalled.clear()
+        self._answered: set[str] = set()
+        """Who has said what this peer missed."""
+
         self._missed: dict[str, dict[str, None]] = {}
         """By owner who could not be told: the paths."""
 
@@ -341,17 +344,25 @@ class Announcer:
     async def recall(self) -> None:
         """Learn what the other owners of this peer's directories were told meanwhile."""
         try:
-            peers = [member.name for member in self._shards.others()]
-            if all(await asyncio.gather(*(self._recall_from(peer) for peer in peers))):
+            left = sorted(self._silent())
+            answers = await asyncio.gather(*(self._recall_from(peer) for peer in left))
+            self._answered |= {peer for peer, is_told in zip(left, answers, strict=True) if is_told}
+            if not self._silent():
                 self._catalog.known.sure_since_s = -math.inf
         finally:
             self._catalog.recalled.set()
 
     async def recall_all(self) -> None:
-        """Recall until all others who are there have answered."""
-        while self._catalog.known.sure_since_s > -math.inf:
+        """Recall from all others once: also from those who come back later, and may know alone
+        what holders have told them."""
+        while True:
             await asyncio.sleep(RECALL_TIMEOUT_S)
-            await self.recall()
+            if self._silent() or self._catalog.known.sure_since_s > -math.inf:
+                await self.recall()
+
+    def _silent(self) -> set[str]:
+        """Return who is there and has not said yet what this peer missed."""
+        return {member.name for member in self._shards.others()} - self._answered
 
     async def _recall_from(self, peer: str) -> bool:
         """Learn from a peer; False if it does not answer, or what it says can't be kept.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import randbytes
+from typing import Any
 
 import pytest
 
@@ -331,6 +332,33 @@ async def test_an_owner_who_knows_nothing_asks_the_other_one(tmp_path: Path) -> 
         reply = await claim(staged_file(PATH, two.attributes))
         assert (reply.is_ended, len(reply.formers)) == (False, 1)
         assert mesh.scribe(second)._overlay.names(directory_key(SOURCE, "models"))
+
+
+async def test_who_was_away_when_an_owner_was_started_is_asked_once_he_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Holders speak to the first owner alone: he may be the only one who knows a file."""
+    monkeypatch.setattr(announcer, "RECALL_TIMEOUT_S", 0.2)
+    async with staged(tmp_path) as mesh:
+        first, second, writer = owners(mesh.cluster)
+        host = {"a": mesh.a, "b": mesh.b, "c": mesh.c}[writer]
+        await host.put(DATA)
+        await mesh.cluster.stop(first)
+        await mesh.cluster.stop(second)
+        catalog = (await mesh.cluster.start(second)).catalog
+        await until(lambda: catalog.known.sure_since_s < 0)  # all who are there have answered
+        told: list[str] = []
+        overlay = mesh.scribe(second)._overlay
+        learn = overlay.learn
+
+        async def heard(staged: Iterable[StagedFile], ended: Mapping[bytes, bytes]) -> Any:
+            staged = list(staged)
+            told.extend(file.path for file in staged)
+            return await learn(staged, ended)
+
+        monkeypatch.setattr(overlay, "learn", heard)
+        await mesh.cluster.start(first)
+        await until(lambda: told == [PATH])
 
 
 async def test_of_two_hosts_one_makes_a_file_for_itself(tmp_path: Path) -> None:
