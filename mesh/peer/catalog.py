@@ -68,6 +68,8 @@ RECALL_S = 5.0
 FELLOW_S = 1.0
 """For so long another owner is asked what it knows, while the under-store does not answer."""
 
+UNHEARD = "not heard"
+
 Ask = Callable[[Spot, bool], Awaitable[StatReply]]
 """How an answer is found out; the second word is whether the under-store must be asked."""
 
@@ -393,16 +395,29 @@ class Catalog:
         _, since_s = self._entries.look(spot.directory, spot.name)
         if since_s >= self.known.began_s:
             return self.known.last(spot, reason)
-        last: StatReply | None = None
-        for peer in self._shards.fellows(spot.directory):
-            began, began_s = self.changes.last, self._clock()
-            with suppress(Unavailable, TimeoutError):
-                async with asyncio.timeout(FELLOW_S):
-                    reply = await self._shards.lookup(peer, spot.path, only_known=True)
-                if reply is not None and (last is None or reply.age_s < last.age_s):
-                    last = self._copied(spot, reply, began, began_s)
-        is_later = last is not None and last.age_s < age_s(since_s, self._clock())
-        return last if is_later else self.known.last(spot, reason)
+        owners, others = self._shards.fellows(spot.directory)
+        said = await asyncio.gather(*(self._said_last(peer, spot) for peer in owners))
+        if any(one is UNHEARD for one in said) or not owners:
+            more = await asyncio.gather(*(self._said_last(peer, spot) for peer in others))
+            said += [one for one in more if not isinstance(one, NotFound)]  # it may be older
+        gone = next((one for one in said if isinstance(one, NotFound)), None)
+        if gone is not None:
+            raise gone
+        known_s = age_s(since_s, self._clock())
+        later = [one for one in said if isinstance(one, StatReply) and one.age_s < known_s]
+        return min(later, key=lambda one: one.age_s, default=self.known.last(spot, reason))
+
+    async def _said_last(self, peer: str, spot: Spot) -> StatReply | NotFound | str | None:
+        """Return what a peer knew last; None if nothing, `UNHEARD` if it does not answer."""
+        began, began_s = self.changes.last, self._clock()
+        try:
+            async with asyncio.timeout(FELLOW_S):
+                reply = await self._shards.lookup(peer, spot.path, only_known=True)
+        except NotFound as gone:
+            return gone
+        except (MeshError, TimeoutError):
+            return UNHEARD
+        return None if reply is None else self._copied(spot, reply, began, began_s)
 
     async def _from_former(self, spot: Spot) -> StatReply | None:
         """Return what the peer knows that owned the directory until a moment ago."""

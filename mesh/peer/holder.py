@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from crc32c import crc32c
 
@@ -21,10 +22,12 @@ from mesh.store.extents import write_all
 from mesh.store.store import BlockStore
 from mesh.understore.table import MountTable
 from mesh.wire.messages import Nothing
-from mesh.wire.staged import PULL, HoldRequest, PullRequest
+from mesh.wire.staged import PULL, HoldRequest, PullRequest, StagedFile
 
 if TYPE_CHECKING:
     from mesh.peer.stager import Stager
+
+T = TypeVar("T")
 
 INCOMING_MAX = 256
 INCOMING_IDLE_S = 600.0
@@ -41,6 +44,8 @@ class _Incoming:
     digests: Digests
     heard_s: float
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    is_ending: bool = False
+    """Whether it is here whole, and being kept."""
 
 
 class Holder:
@@ -67,7 +72,7 @@ class Holder:
         self._clock = clock
         self._incoming: dict[str, _Incoming] = {}
         self._beginning = asyncio.Lock()
-        self._unended: set[asyncio.Task[_Incoming]] = set()
+        self._unended: set[asyncio.Task[Any]] = set()
 
     @property
     def incoming_bytes(self) -> int:
@@ -87,27 +92,38 @@ class Holder:
         incoming.heard_s = self._clock()
         try:
             async with incoming.turn:
-                if self._incoming.get(request.draft) is not incoming:
+                if self._incoming.get(request.draft) is not incoming or incoming.is_ending:
                     raise Unavailable(f"draft {request.draft} was given up meanwhile")
                 if request.is_anew:
                     await asyncio.to_thread(os.ftruncate, incoming.fd, 0)
                     incoming.digests = self._digests(request)
                 await self._pull(incoming, request)
                 if request.is_final:
-                    path = self._drafts.path(incoming.draft)
-                    file = replace(request.file, digest=incoming.digests.summary())
-                    await self._stager.keep(file, path, incoming.digests)
-                    self._stager.note(file)
+                    incoming.is_ending = True
+                    await self._to_its_end(self._keep(incoming, request.file))
         except BaseException:
-            await self._drop_incoming(incoming)
+            if not incoming.is_ending:
+                await self._drop_incoming(incoming)
             raise
-        if request.is_final:
-            await self._drop_incoming(incoming)
         return Nothing()
+
+    async def _keep(self, incoming: _Incoming, file: StagedFile) -> None:
+        """Keep what is here whole: a file that is kept and not known would stay for ever."""
+        try:
+            path = self._drafts.path(incoming.draft)
+            file = replace(file, digest=incoming.digests.summary())
+            await self._stager.keep(file, path, incoming.digests)
+            self._stager.note(file)
+        finally:
+            await self._drop_incoming(incoming)
 
     async def _begun(self, request: HoldRequest) -> _Incoming:
         """Begin, to the end although the asker gives up: a lock that nobody has stays."""
-        task = asyncio.get_running_loop().create_task(self._begin(request))
+        return await self._to_its_end(self._begin(request))
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something wholly, although who asked for it gives up meanwhile."""
+        task = asyncio.get_running_loop().create_task(work)
         self._unended.add(task)
         task.add_done_callback(self._unended.discard)
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -136,7 +152,7 @@ class Holder:
             asker = self._neighbors.view.find(incoming.asker)
             is_gone = asker is None or asker.state not in (State.ACTIVE, State.SUSPECT)
             is_idle = now_s - incoming.heard_s > INCOMING_IDLE_S
-            if (is_gone or is_idle) and not incoming.turn.locked():
+            if (is_gone or is_idle) and not (incoming.turn.locked() or incoming.is_ending):
                 await self._drop_incoming(incoming)
 
     def _digests(self, request: HoldRequest) -> Digests:

@@ -38,6 +38,7 @@ A = TypeVar("A")
 ANSWER_TIMEOUT_S = 40.0
 """More than one request to the under-store may take."""
 
+FELLOWS_MAX = 8
 NEWS_TIMEOUT_S = 1.0
 NAMES_A_CALL = 256
 CALLS_AT_ONCE = 2
@@ -100,10 +101,16 @@ class Shards:
         """Return who may know a directory that this peer has come to own lately."""
         return self._neighbors.former_owners(directory)
 
-    def fellows(self, directory: bytes) -> list[str]:
-        """Return who else should know of a directory, or did until a moment ago."""
-        peers = dict.fromkeys([*self.owners(directory), *self.former(directory)])
-        return [peer for peer in peers if peer != self.me and not self.is_broken(peer)]
+    def fellows(self, directory: bytes) -> tuple[list[str], list[str]]:
+        """Return who else should know of a directory, or did until a moment ago; and some of
+        those for whom they may have answered."""
+        here = [m.name for m in self.others() if not self.is_broken(m.name)]
+        ring = self.owners(directory)
+        known = dict.fromkeys([*ring, *self.former(directory)])
+        owners = [peer for peer in known if peer in here]
+        others = [peer for peer in here if peer not in known][:FELLOWS_MAX]
+        is_whole = all(peer in here or peer == self.me for peer in ring)
+        return (owners, others) if is_whole else ([], [*owners, *others])
 
     async def first(self, peers: Sequence[str], ask: Callable[[str], Awaitable[A]]) -> A:
         """Return what the first of *peers* says; raises what it raised.

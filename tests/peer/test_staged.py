@@ -22,6 +22,7 @@ from mesh.peer.scribe import Scribe
 from mesh.peer.shards import Shards
 from mesh.peer.stager import Stager
 from mesh.peer.uploads import Uploads
+from mesh.store.drafts import Digests
 from mesh.store.entries import directory_key
 from mesh.testing.cluster import Cluster, running_cluster
 from mesh.testing.memory import SOURCE, MemoryUnderStore
@@ -218,6 +219,31 @@ async def test_what_was_held_and_never_announced_is_seen_by_nobody(
         assert await mesh.c.read() == b"written anew"
         assert mesh.store.files == {"models/old": b"", PATH: b"written anew"}
         assert await mesh.b.names() == await mesh.c.names() == ["new.bin", "old"]
+
+
+async def test_what_is_kept_is_known_although_its_writer_dies_in_that_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else it would stay on the disk, and nobody would ever let it go."""
+    async with staged(tmp_path) as mesh:
+        keep, may_go_on = Stager.keep, asyncio.Event()
+        kept: list[tuple[Stager, str]] = []
+
+        async def slow(self: Stager, file: StagedFile, path: Path, digests: Digests) -> None:
+            await keep(self, file, path, digests)
+            if self is not mesh.stager("a"):
+                kept.append((self, file.token))
+                await may_go_on.wait()
+
+        monkeypatch.setattr(Stager, "keep", slow)
+        putting = asyncio.create_task(mesh.a.put(DATA))
+        await until(lambda: bool(kept))
+        putting.cancel()
+        await mesh.cluster.stop("a")
+        await asyncio.gather(putting, return_exceptions=True)
+        may_go_on.set()
+        ((holder, token),) = kept
+        await until(lambda: list(holder.files) == [token])
 
 
 async def test_what_its_writer_has_lost_is_persisted_by_a_holder(tmp_path: Path) -> None:

@@ -348,3 +348,24 @@ async def test_what_is_persisted_is_compared_with_what_is_staged_by_who_did_not_
         assert overlay.has(directory_key(SOURCE, "models"), "new.bin") is is_older
         if answer is not None:
             assert answer.over == "its tag", "that is what it will replace"
+
+
+async def test_with_the_other_owner_away_whoever_has_seen_it_is_asked(tmp_path: Path) -> None:
+    under_store = MemoryUnderStore({"models/old": b""})
+    async with running(tmp_path, under_store, max_age_s=0.2) as (cluster, hosts):
+        first, second, third = owners(cluster)
+        writer = next(host for host in hosts if host.name == third)
+        old = await writer.put(OLD)
+        assert (await cluster.peers[first].catalog.stat(PATH)).file == old.file
+        for host in hosts:
+            if host.name != third:
+                host.client.here.close()
+        await cluster.stop(first)
+        new = await writer.put(DATA, over=old.attributes.tag)
+        await cluster.stop(second)
+        under_store.go_away()
+        catalog = (await cluster.start(first)).catalog
+        await asyncio.sleep(0.3)  # longer than what was known is believed
+        said = await catalog.stat(PATH)
+        assert said.is_stale
+        assert said.file == new.file
