@@ -62,7 +62,10 @@ class Announcer:
         """Who has said what this peer missed."""
 
         self._missed: dict[str, dict[str, None]] = {}
-        """By owner who could not be told: the paths."""
+        """By owner who could not be told: the paths, until he says that he has heard."""
+
+        self._told: dict[str, set[str]] = {}
+        """By owner: which of them he was told, and may have heard."""
 
     async def announce(self, *done: Kept, moved_to: str = "", ended: str = "") -> None:
         """Have all know what was done to these names; those who can't be told find out when
@@ -226,6 +229,7 @@ class Announcer:
                 log.debug("owner not told", peer=peer, reason=str(error))
         missed = self._missed.setdefault(peer, {})
         missed |= paths
+        self._told.get(peer, set()).difference_update(paths)
         if len(missed) > MISSED_MAX:
             self._missed[peer] = {"": None}
 
@@ -326,13 +330,19 @@ class Announcer:
     # An owner who was away
 
     async def recalled(self, request: RecallRequest) -> RecallReply:
-        """Tell another owner what he should know."""
+        """Tell another owner what he should know; what he missed again, until he has heard."""
+        if request.is_heard:
+            missed_before = self._missed.get(request.asker, {})
+            for path in self._told.pop(request.asker, ()):
+                missed_before.pop(path, None)
+            return RecallReply((), {})
         staged, ended = self._overlay.told(
             lambda directory: request.asker in self._shards.owners(directory)
         )
         kept: list[Kept] = []
         missed: list[str] = []
-        for path in self._missed.pop(request.asker, ()):
+        self._told[request.asker] = set(self._missed.get(request.asker, ()))
+        for path in self._missed.get(request.asker, ()):
             spot = spot_of(self._table, path)
             record, noted_s = self._entries.look(spot.directory, spot.name)
             if path and record is not None and noted_s >= self._started_s:
@@ -397,6 +407,10 @@ class Announcer:
             log.warning("not recalled", peer=peer, reason=str(error))
             return False
         count = len(reply.missed) + len(reply.kept)
+        if count:
+            with suppress(MeshError, TimeoutError):
+                async with asyncio.timeout(RECALL_TIMEOUT_S):
+                    await self._shards.recall(peer, is_heard=True)
         if news or gone or count:
             counts = {"staged": len(news), "ended": len(gone), "missed": count}
             log.info("recalled", peer=peer, **counts)

@@ -200,9 +200,10 @@ class Shards:
         """Ask an owner whether a staged file is still wanted."""
         return await self._neighbors.ask(peer, ASSERT, request, timeout_s=ANSWER_TIMEOUT_S)
 
-    async def recall(self, peer: str) -> RecallReply:
-        """Ask what is staged in directories that this peer owns, and what has ended."""
-        request = RecallRequest(self.me)
+    async def recall(self, peer: str, *, is_heard: bool = False) -> RecallReply:
+        """Ask what is staged in directories that this peer owns, and what has ended; or say
+        that this was heard."""
+        request = RecallRequest(self.me, is_heard)
         return await self._neighbors.ask(peer, RECALL, request, timeout_s=ANSWER_TIMEOUT_S)
 
     async def keep(self, peer: str, request: KeepRequest) -> None:

@@ -101,6 +101,8 @@ class AssertReply:
 @dataclass(frozen=True, slots=True)
 class RecallRequest:
     asker: str
+    is_heard: bool = False
+    """Whether what was told last is kept, and need not be told again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +258,11 @@ def _decode_asserted(data: bytes) -> AssertReply:
     )
 
 
+def _decode_recall(data: bytes) -> RecallRequest:
+    value = pb.RecallRequest.FromString(data)
+    return RecallRequest(value.asker, value.is_heard)
+
+
 def _encode_recalled(value: RecallReply) -> bytes:
     return pb.RecallReply(
         staged=map(staged_to, value.staged),
@@ -378,8 +385,8 @@ ASSERT: Method[AssertRequest, AssertReply] = Method(
 RECALL: Method[RecallRequest, RecallReply] = Method(
     SERVICE,
     "Recall",
-    lambda q: pb.RecallRequest(asker=q.asker).SerializeToString(),
-    lambda data: RecallRequest(pb.RecallRequest.FromString(data).asker),
+    lambda q: pb.RecallRequest(asker=q.asker, is_heard=q.is_heard).SerializeToString(),
+    _decode_recall,
     _encode_recalled,
     _decode_recalled,
 )

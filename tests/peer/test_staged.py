@@ -18,6 +18,7 @@ from mesh.metrics import total
 from mesh.peer import alterations, announcer, doubts, uploads, writer
 from mesh.peer import holder as holder_module
 from mesh.peer.alterations import staged_file
+from mesh.peer.overlay import Overlay
 from mesh.peer.scribe import Scribe
 from mesh.peer.shards import Shards
 from mesh.peer.stager import Stager
@@ -293,9 +294,9 @@ async def test_an_owner_who_has_not_heard_yet_what_it_missed_says_nothing(
         mesh.store.come_back()
         may_recall, recall = asyncio.Event(), Shards.recall
 
-        async def late(self: Shards, peer: str) -> RecallReply:
+        async def late(self: Shards, peer: str, *, is_heard: bool = False) -> RecallReply:
             await may_recall.wait()
-            return await recall(self, peer)
+            return await recall(self, peer, is_heard=is_heard)
 
         monkeypatch.setattr(Shards, "recall", late)
         monkeypatch.setattr(Shards, "former", lambda self, directory: [])  # it knows nobody yet
@@ -358,6 +359,32 @@ async def test_an_owner_who_knows_nothing_asks_the_other_one(tmp_path: Path) -> 
         reply = await claim(staged_file(PATH, two.attributes))
         assert (reply.is_ended, len(reply.formers)) == (False, 1)
         assert mesh.scribe(second)._overlay.names(directory_key(SOURCE, "models"))
+
+
+async def test_what_an_owner_could_not_keep_he_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """His disk was full when he was told, or the answer was lost."""
+    monkeypatch.setattr(announcer, "RECALL_TIMEOUT_S", 0.2)
+    async with staged(tmp_path, durability="through", is_away=False) as mesh:
+        first, second, writer = owners(mesh.cluster)
+        host = {"a": mesh.a, "b": mesh.b, "c": mesh.c}[writer]
+        old = await host.put(b"one")
+        await mesh.cluster.stop(first)
+        new = await host.put(b"three", over=old.attributes.tag)
+        missed = mesh.scribe(second)._announcer._missed
+        assert PATH in missed[first]
+        learn, full = Overlay.learn, [True]
+
+        async def learned(self: Overlay, *about: Any) -> Any:
+            if full and full.pop():
+                raise StoreFull("the disk is full just now")
+            return await learn(self, *about)
+
+        monkeypatch.setattr(Overlay, "learn", learned)
+        catalog = (await mesh.cluster.start(first)).catalog
+        await until(lambda: not missed[first])
+        assert (await catalog.stat(PATH)).file == new.file
 
 
 async def test_who_was_away_when_an_owner_was_started_is_asked_once_he_is_back(

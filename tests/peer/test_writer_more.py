@@ -288,8 +288,10 @@ async def test_what_an_owner_is_told_while_it_asks_another_is_later(tmp_path: Pa
         old = await writer.put(OLD)
         announcer = cluster.peers[first].scribe._announcer
 
-        async def recall(peer: str) -> RecallReply:
+        async def recall(peer: str, *, is_heard: bool = False) -> RecallReply:
             assert peer == second
+            if is_heard:
+                return RecallReply((), {})
             answer = RecallReply((), {}, (), (Kept(PATH, old.attributes, 0.0),))
             nonlocal new
             new = await writer.put(DATA, over=old.attributes.tag)
@@ -314,7 +316,7 @@ async def test_what_has_ended_before_is_not_what_is_there_now(tmp_path: Path) ->
         await overlay.put(staged)
         ended = End(time.time() - 60.0, tag=written_tag(staged.token, "its tag")).packed()
 
-        async def recall(peer: str) -> RecallReply:
+        async def recall(peer: str, *, is_heard: bool = False) -> RecallReply:
             return RecallReply((), {_end_key(staged.token, PATH): ended}, (), ())
 
         announcer._shards.recall = recall  # type: ignore[method-assign]

@@ -178,7 +178,7 @@ FULL: list[tuple[Method[Any, Any], Any]] = [
         ),
     ),
     (g.ASSERT, g.AssertRequest(STAGED, True, True)),
-    (g.RECALL, g.RecallRequest("me")),
+    (g.RECALL, g.RecallRequest("me", True)),
     (g.HAVE, g.HaveRequest(("t", "u"))),
     (g.HOLD, g.HoldRequest(STAGED, "me", 7, "d", True, True)),
     (g.PULL, g.PullRequest("d", 3, 9)),

@@ -165,15 +165,19 @@ class RecallRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ASKER_FIELD_NUMBER: _builtins.int
+    IS_HEARD_FIELD_NUMBER: _builtins.int
     asker: _builtins.str
+    is_heard: _builtins.bool
+    """What was told last was heard, and is kept: it need not be told again."""
     def __init__(
         self,
         *,
         asker: _builtins.str = ...,
+        is_heard: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["asker", b"asker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asker", b"asker", "is_heard", b"is_heard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
