@@ -30,6 +30,10 @@ from mesh.store.entries import (
 )
 
 FLUSH_AFTER_S = 0.003
+AGAIN_S = 0.5
+UNWRITTEN_MAX = 100_000
+"""Names that are kept in memory while the disk is full; what is more is looked up again."""
+
 NOTED_MAX = 1000
 """Names that wait to be committed; with more they are committed at once."""
 
@@ -160,12 +164,21 @@ class EntryStore:
         batch, self._noted = self._noted, {}
         self._flushing |= batch
         done = asyncio.wrap_future(self._writer.submit(partial(self._put_all, batch=batch)))
-        done.add_done_callback(lambda _: self._flushed(batch))
+        done.add_done_callback(partial(self._flushed, batch))
 
-    def _flushed(self, batch: dict[tuple[bytes, str], _Noted]) -> None:
+    def _flushed(self, batch: dict[tuple[bytes, str], _Noted], done: asyncio.Future[None]) -> None:
+        """Forget what is committed; what could not be, on a full disk, is tried again: until
+        then it is still what is known."""
+        is_lost = done.cancelled() or done.exception() is not None
         for key, value in batch.items():
-            if self._flushing.get(key) is value:
-                del self._flushing[key]
+            if self._flushing.get(key) is not value:
+                continue
+            del self._flushing[key]
+            if is_lost and len(self._noted) < UNWRITTEN_MAX:
+                self._noted.setdefault(key, value)
+        if is_lost and self._noted and self._flush_due is None:
+            loop = asyncio.get_running_loop()
+            self._flush_due = loop.call_later(AGAIN_S, self.flush)
 
     def _put_all(self, txn: object, batch: dict[tuple[bytes, str], _Noted]) -> None:
         known: dict[bytes, DirectoryRecord] = {}

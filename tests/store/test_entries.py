@@ -8,12 +8,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.blocks import Attributes
+from mesh.errors import StoreFull
+from mesh.store import entry_store
 from mesh.store.entries import (
     Entries,
     EntryRecord,
@@ -304,3 +307,41 @@ async def test_a_copy_of_an_older_listing_is_not_begun_beside_a_newer_one(tmp_pa
         await store.add_page(scan, [("new", file(1))])
         await store.end_scan(scan)
         assert shown(store, "d") == ["new"]
+
+
+async def test_what_can_not_be_written_on_a_full_disk_is_known_and_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else what was known before would be known again."""
+    monkeypatch.setattr(entry_store, "AGAIN_S", 0.01)
+    with opened(tmp_path) as (store, _):
+        key = directory_key(SOURCE, "d")
+        store.note(SOURCE, "d", "f", file(1), 1000.0)
+        await store.flushed()
+        put_all, is_full = store._put_all, True
+
+        def put(txn: object, batch: dict[tuple[bytes, str], Any]) -> None:
+            if is_full:
+                raise StoreFull("index: no space left")
+            put_all(txn, batch)
+
+        monkeypatch.setattr(store, "_put_all", put)
+        store.note(SOURCE, "d", "f", file(2), 1001.0)
+        store.note(SOURCE, "d", "g", file(3), 1001.0)
+        for _ in range(3):
+            with pytest.raises(StoreFull):
+                await store.flushed()
+            await asyncio.sleep(0.02)
+            record, _ = store.look(key, "f")
+            assert record is not None
+            assert record.attributes == file(2)
+        store.note(SOURCE, "d", "g", file(4), 1002.0)
+        is_full = False
+        async with asyncio.timeout(5.0):
+            while store._noted or store._flushing:
+                await asyncio.sleep(0.01)
+        found = {name: store.tables.entry(key, name)[0] for name in "fg"}
+        assert {name: r and r.attributes for name, r in found.items()} == {
+            "f": file(2),
+            "g": file(4),
+        }
