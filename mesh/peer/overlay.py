@@ -236,7 +236,10 @@ class Overlay:
     async def learn(
         self, staged: Iterable[StagedFile], ended: Mapping[bytes, bytes]
     ) -> tuple[list[StagedFile], list[StagedFile]]:
-        """Note what another owner knows; return what is news, and what is staged no more."""
+        """Note what another owner knows; return what is news, and what is staged no more.
+
+        He has it in his journal: a disk that is full here is no reason not to know it.
+        """
         news: list[StagedFile] = []
         gone: list[StagedFile] = []
         new_ends = {key: value for key, value in ended.items() if key not in self._ended}
@@ -258,8 +261,8 @@ class Overlay:
             self._known.setdefault(directory, {})[name] = _Known(file, self._clock())
         changes: dict[bytes, bytes | None] = {_key(*self._spot(f.path)): None for f in gone}
         changes |= {_key(*self._spot(f.path)): encode_staged(f) for f in news}
-        await self._names.put(changes)
-        await self._ended_notes.put(new_ends)
+        await _as_far_as_there_is_room(self._names, changes)
+        await _as_far_as_there_is_room(self._ended_notes, new_ends)
         return news, gone
 
     async def forget(

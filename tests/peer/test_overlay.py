@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from mesh.blocks import Attributes, written_tag
+from mesh.errors import StoreFull
 from mesh.peer import overlay as overlay_module
-from mesh.peer.overlay import BELIEVED_S, Overlay
+from mesh.peer.overlay import BELIEVED_S, End, Overlay
 from mesh.store.entries import directory_key
 from mesh.store.store import BlockStore, StoreSettings, open_store
 from mesh.testing.clock import ManualClock
@@ -231,3 +232,23 @@ async def test_what_was_staged_before_gives_way_to_what_was_done_meanwhile(
         await overlay.outdate("ckpt/f")
         assert overlay.look(DIRECTORY, "f") is None
         assert await overlay.claim(FILE) == FILE, "its holder knows better"
+
+
+async def test_what_another_owner_tells_is_known_though_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mesh = Mesh()
+    async with opened(tmp_path) as store:
+        overlay = await mesh.overlay(store)
+        await overlay.put(FILE)
+
+        async def full(values: object) -> None:
+            raise StoreFull("journal: no space left")
+
+        for notes in (store.staged_names, store.ended):
+            monkeypatch.setattr(notes, "put", full)
+        ended = {overlay_module._end_key(FILE.token, FILE.path): End(9e9, tag="its tag").packed()}
+        other = replace(NEWER, path="ckpt/g")
+        assert await overlay.learn([other], ended) == ([other], [FILE])
+        assert overlay.names(DIRECTORY) == {"g": other.attributes}
+        assert await overlay.claim(FILE) is None
