@@ -405,7 +405,8 @@ class Catalog:
             raise gone
         known_s = age_s(since_s, self._clock())
         later = [one for one in said if isinstance(one, StatReply) and one.age_s < known_s]
-        return min(later, key=lambda one: one.age_s, default=self.known.last(spot, reason))
+        # Only without any: what is known here may be that it is nothing, and raise.
+        return min(later, key=lambda one: one.age_s) if later else self.known.last(spot, reason)
 
     async def _said_last(self, peer: str, spot: Spot) -> StatReply | NotFound | str | None:
         """Return what a peer knew last; None if nothing, `UNHEARD` if it does not answer."""

@@ -371,3 +371,22 @@ async def test_with_the_other_owner_away_whoever_has_seen_it_is_asked(tmp_path: 
         said = await catalog.stat(PATH)
         assert said.is_stale
         assert said.file == new.file
+
+
+async def test_what_others_have_seen_is_not_nothing_for_who_listed_before(tmp_path: Path) -> None:
+    """The listing of an owner who was away did not show it, and is all that he knows."""
+    under_store = MemoryUnderStore({"models/old": b""})
+    async with running(tmp_path, under_store, max_age_s=0.2) as (cluster, hosts):
+        first, second, third = owners(cluster)
+        by_name = {host.name: host for host in hosts}
+        assert await by_name[first].names() == ["old"]
+        for name in (first, second):
+            by_name[name].client.here.close()
+        await cluster.stop(first)
+        new = await by_name[third].put(DATA)
+        await cluster.stop(second)
+        under_store.go_away()
+        catalog = (await cluster.start(first)).catalog
+        catalog.known.sure_since_s = float("-inf")  # nobody is there who could tell it more
+        await asyncio.sleep(0.3)
+        assert (await catalog.stat(PATH)).file == new.file
