@@ -244,7 +244,8 @@ async def test_what_is_kept_is_known_although_its_writer_dies_in_that_moment(
         await asyncio.gather(putting, return_exceptions=True)
         may_go_on.set()
         ((holder, token),) = kept
-        await until(lambda: list(holder.files) == [token])
+        await until(lambda: bool(holder.files))
+        assert list(holder.files) == [token]
 
 
 async def test_what_its_writer_has_lost_is_persisted_by_a_holder(tmp_path: Path) -> None:
@@ -411,7 +412,8 @@ async def test_who_was_away_when_an_owner_was_started_is_asked_once_he_is_back(
 
         monkeypatch.setattr(overlay, "learn", heard)
         await mesh.cluster.start(first)
-        await until(lambda: told == [PATH])
+        await until(lambda: bool(told))
+        assert told == [PATH]
 
 
 async def test_of_two_hosts_one_makes_a_file_for_itself(tmp_path: Path) -> None:
