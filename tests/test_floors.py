@@ -10,7 +10,7 @@ HOUSE = Path(__file__).parent.parent / "mesh"
 # From the ground up; a room may import rooms on lower floors, not its own floor.
 FLOORS = [
     {"blocks", "budget", "clock", "errors", "metrics"},
-    {"ring", "store", "understore", "membership", "wire"},
+    {"ring", "store", "understore", "membership", "wire", "swarm"},
     {"paths"},
     {"peer", "client"},
     {"fuse", "gateway", "testing"},

@@ -235,6 +235,10 @@ class SimChannels:
             stream.close()
         self._compare(address, stream)
 
+    async def push(self, address: str, method: Method[Q, A], values: AsyncIterator[Q]) -> None:
+        async for value in values:
+            await self.call(address, method, value)
+
     def _open(self, address: str, method: Method[Q, Any], request: Q, how: _How) -> _Stream:
         return _Stream(self._network, self._name, address, method.name, request, how)
 

@@ -94,7 +94,7 @@ class SimPeer:
             self.neighbors,
             me,
             view_path=Path("/nonexistent/view"),
-            moved=self.repair.due,
+            moved=(self.repair.due,),
             clock=loop.time,
         )
         reporter = Reporter("sim", store, self.neighbors, self.metrics, clock=loop.time)
