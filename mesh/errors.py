@@ -11,6 +11,7 @@
   - BlockCorrupt           bytes do not match their checksum; the copy was dropped
   - Unavailable            try again, here or elsewhere
     + PeerUnavailable      one neighbor did not answer; another owner may
+    + Busy                 one neighbor sends as much as it may; it names others
     + UnderStoreUnavailable   the under-store did not answer; nobody else can help
   - StoreFull              no block could be evicted to make room
   - Unusable               this node can't start like this; says what to mend
@@ -21,6 +22,9 @@ errno, each in one table; no other module knows either vocabulary.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
 
 
 class MeshError(Exception):
@@ -81,6 +85,29 @@ class PeerUnavailable(Unavailable):
     def __init__(self, peer: str, reason: str) -> None:
         super().__init__(f"peer {peer}: {reason}")
         self.peer = peer
+
+
+class Busy(Unavailable):
+    """One neighbor sends as much as it may: ask again after a while, or others now."""
+
+    def __init__(self, words: str) -> None:
+        """*words* are the seconds to wait, and the names of others, apart by blanks."""
+        super().__init__(words)
+
+    @classmethod
+    def of(cls, retry_s: float, others: Sequence[str]) -> Self:
+        return cls(" ".join((f"{retry_s:.3f}", *others)))
+
+    @property
+    def retry_s(self) -> float:
+        try:
+            return float(str(self).partition(" ")[0])
+        except ValueError:
+            return 0.0
+
+    @property
+    def others(self) -> list[str]:
+        return str(self).split()[1:]
 
 
 class UnderStoreUnavailable(Unavailable):

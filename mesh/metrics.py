@@ -15,6 +15,9 @@ PEER = "peer"
 UNDER_STORE = "under_store"
 SOURCES = (LOCAL, PEER, UNDER_STORE)
 
+PEERS_NAMED_MAX = 64
+"""Peers that a metric tells apart; all further ones are "others"."""
+
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -42,6 +45,11 @@ class Metrics:
     read_bytes: Counter = field(
         default_factory=lambda: _counter(
             "read_bytes", "Bytes read for this host, by where they came from", "source"
+        )
+    )
+    swarm_bytes: Counter = field(
+        default_factory=lambda: _counter(
+            "swarm_received_bytes", "Bytes that other readers sent, by peer", "peer"
         )
     )
     written_bytes: Counter = field(
@@ -214,3 +222,10 @@ def by_label(counter: Counter, label: str) -> dict[str, int]:
     """Return the values of a counter now, by one of its labels."""
     samples = (s for metric in counter.collect() for s in metric.samples)
     return {s.labels[label]: int(s.value) for s in samples if s.name.endswith("_total")}
+
+
+def count_of(counter: Counter, peer: str, amount: float) -> None:
+    """Add to what is counted of a peer; beyond `PEERS_NAMED_MAX` peers, of all others."""
+    known = by_label(counter, "peer")
+    named = peer in known or len(known) < PEERS_NAMED_MAX
+    counter.labels(peer if named else "others").inc(amount)

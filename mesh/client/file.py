@@ -224,11 +224,15 @@ class MeshFile:
 
     def _note(self, offset_bytes: int, size_bytes: int) -> None:
         self._client.note_use(self.file.id)
-        for index in self._ahead.note(offset_bytes, size_bytes):
+        ahead = self._ahead.note(offset_bytes, size_bytes)
+        for index in ahead:
             if len(self._ahead_tasks) >= AHEAD_TASKS_MAX:
                 return
-            if self._client.here.record(self.file.key(index)) is None:
+            is_here = self._client.here.record(self.file.key(index)) is not None
+            if not is_here:
                 self._brought.add(index)
+            # The peer hears how far a stream has come, so that it goes on bringing what follows.
+            if not is_here or index == ahead[-1]:
                 task = asyncio.get_running_loop().create_task(self._bring(index))
                 self._ahead_tasks.add(task)
                 task.add_done_callback(self._ahead_tasks.discard)

@@ -26,7 +26,7 @@ from mesh.blocks import (
 )
 from mesh.budget import Budget
 from mesh.clock import Clock, monotonic_s
-from mesh.errors import BlockCorrupt, NotFound, Stale, StoreFull, UnderStoreUnavailable
+from mesh.errors import BlockCorrupt, Busy, NotFound, Stale, StoreFull, UnderStoreUnavailable
 from mesh.metrics import LOCAL, PEER, UNDER_STORE, Metrics
 from mesh.peer.flight import HEARTBEAT, Flights, Landing
 from mesh.store.block_writer import BlockWriter
@@ -37,6 +37,7 @@ from mesh.understore.understore import UnderStore
 from mesh.wire.channels import HEARTBEAT_S
 from mesh.wire.hedged import Hedged
 from mesh.wire.messages import Piece
+from mesh.wire.swarm import TakeRequest
 
 log = structlog.get_logger()
 
@@ -45,6 +46,8 @@ Load = Callable[[Landing], Awaitable[None]]
 
 class Neighbors(Protocol):
     """The other peers, by name."""
+
+    me: str
 
     def owners(self, key: BlockKey) -> Sequence[str]:
         """Return who should be asked for *key*, nearest first, this peer among them."""
@@ -82,6 +85,10 @@ class Neighbors(Protocol):
         self, peers: Sequence[str], file: FileVersion, index: int, missing: Sequence[int]
     ) -> Hedged:
         """Return the pieces of a block from those of *peers* that have it."""
+        ...
+
+    def take(self, request: TakeRequest, peer: str) -> Hedged:
+        """Return the pieces of a block from a reader of the same version."""
         ...
 
     def settle(self, hedged: Hedged) -> None:
@@ -132,11 +139,14 @@ class BlockFiller:
         self._under_stores = under_stores
         self._metrics = metrics
         self.persisted: Persisted = _never
-        self._fills = Flights(tasks)
-        self._relayed = Flights(tasks)
+        self._fills = Flights(tasks, self._landed)
+        self._relayed = Flights(tasks, self._landed)
         in_flight = metrics.in_flight_bytes
         self._relay_budget = Budget(memory_bytes // 2, in_flight.labels("relays"))
         self._fill_budget = Budget(memory_bytes // 2, in_flight.labels("fills"))
+
+    def _landed(self, landing: Landing) -> None:
+        """Note that a load has ended, whole or not."""
 
     async def serve(
         self, file: FileVersion, index: int, first_piece: int
@@ -384,7 +394,8 @@ class BlockFiller:
         for source in hedged.sources:
             if source.error is not None:
                 self._metrics.failovers.labels(type(source.error).__name__).inc()
-                log.info(
+                say = log.debug if isinstance(source.error, Busy | NotFound) else log.info
+                say(
                     "read goes on elsewhere",
                     block=block,
                     peer=source.peer,

@@ -119,8 +119,12 @@ class Landing:
 class Flights:
     """The loads under way of one kind; their tasks belong to *tasks*."""
 
-    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, tasks: asyncio.TaskGroup, ended: Callable[[Landing], None] = lambda landing: None
+    ) -> None:
+        """Have *ended* told of every load that has ended, whole or not."""
         self._tasks = tasks
+        self._ended = ended
         self._landings: dict[BlockKey, Landing] = {}
 
     def __len__(self) -> int:
@@ -173,3 +177,4 @@ class Flights:
         finally:
             del self._landings[key]
             landing.end(error)
+            self._ended(landing)

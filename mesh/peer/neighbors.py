@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import structlog
 
@@ -21,7 +19,9 @@ from mesh.errors import (
 )
 from mesh.membership.view import Member, State, View, member_from_json
 from mesh.metrics import Metrics
+from mesh.peer.calls import Wire
 from mesh.peer.health import PROBE_EVERY_S, Health, Hedging, Lag
+from mesh.peer.holdings import Holdings
 from mesh.peer.rings import placement, ring_of
 from mesh.ring.ring import Ring
 from mesh.store.eviction import Rank
@@ -38,6 +38,7 @@ from mesh.wire.messages import (
     Piece,
 )
 from mesh.wire.pulse import Pulses
+from mesh.wire.swarm import TAKE, TakeRequest
 
 log = structlog.get_logger()
 
@@ -52,24 +53,10 @@ PROBE_TIMEOUT_S = 1.0
 HELD_TIMEOUT_S = 0.3
 """A peer that was just stopped is asked too: what a read then waits for it is this, once."""
 
-HELD_KEPT_S = 1.0
-HELD_KEPT_MAX = 4096
 HOLDERS_ASKED = 16
 FORMER_RINGS = 4
 RINGS_IN_THREAD = 64
 """Members from which on a ring is built in a thread: 40 ms of hashing."""
-
-
-class Wire(Protocol):
-    """Calls to an address."""
-
-    async def call(
-        self, address: str, method: Method[Q, A], request: Q, *, timeout_s: float = ...
-    ) -> A: ...
-
-    def pieces(
-        self, address: str, method: Method[Q, Piece], request: Q
-    ) -> AsyncIterator[Piece]: ...
 
 
 class RingNeighbors:
@@ -106,7 +93,7 @@ class RingNeighbors:
         self._pulses = Pulses(self._feel, self._signs, clock)
         self._former: list[Ring] = []
         self._broke = asyncio.Event()
-        self._held: OrderedDict[tuple[str, bytes], tuple[float, frozenset[int]]] = OrderedDict()
+        self._holdings = Holdings(self._held_now, clock)
 
     async def aclose(self) -> None:
         await self._pulses.aclose()
@@ -134,7 +121,7 @@ class RingNeighbors:
         now_s = self._clock()
         if before.epoch != after.epoch:
             self.health.note_change(now_s)
-            self._held.clear()
+            self._holdings.clear()
         for member in after.members:
             last = before.find(member.name)
             if last is None or last.run != member.run or last.address != member.address:
@@ -278,6 +265,11 @@ class RingNeighbors:
         def ask(peer: str) -> AsyncIterator[Piece]:
             return self._wire.pieces(self._address(peer), method, request)
 
+        return self._raced(peers, ask, gives_up=is_relayed or method is PEEK)
+
+    def _raced(
+        self, peers: Sequence[str], ask: Callable[[str], AsyncIterator[Piece]], *, gives_up: bool
+    ) -> Hedged:
         self.hedging.began()
         return Hedged(
             peers,
@@ -286,7 +278,7 @@ class RingNeighbors:
             self._signs,
             self._clock,
             answers=(Stale, Refused),
-            gives_up=is_relayed or method is PEEK,
+            gives_up=gives_up,
             pulse=self._pulses.feel,
         )
 
@@ -335,7 +327,7 @@ class RingNeighbors:
         if not wide and self.is_primary(key) and not self.health.is_recent(now_s):
             return []
         asked = [name for name in self._possible_holders(key, wide=wide) if name != self.me]
-        held = await asyncio.gather(*(self._held_by(peer, file) for peer in asked))
+        held = await asyncio.gather(*(self._holdings.of(peer, file) for peer in asked))
         return [peer for peer, indexes in zip(asked, held, strict=True) if index in indexes]
 
     def _possible_holders(self, key: BlockKey, *, wide: bool) -> list[str]:
@@ -355,19 +347,8 @@ class RingNeighbors:
             and not self.health.is_quiet(member.name, now_s)
         ]
 
-    async def _held_by(self, peer: str, file: FileVersion) -> frozenset[int]:
-        now_s = self._clock()
-        kept = self._held.get((peer, file.id))
-        if kept is not None and now_s - kept[0] < HELD_KEPT_S:
-            return kept[1]
-        indexes: frozenset[int] = frozenset()
-        with suppress(MeshError):
-            timeout_s = max(HELD_TIMEOUT_S, self.hedging.after_s)
-            indexes = await self.held(peer, file, timeout_s=timeout_s)
-        self._held[peer, file.id] = (now_s, indexes)
-        while len(self._held) > HELD_KEPT_MAX:
-            self._held.popitem(last=False)
-        return indexes
+    async def _held_now(self, peer: str, file: FileVersion) -> frozenset[int]:
+        return await self.held(peer, file, timeout_s=max(HELD_TIMEOUT_S, self.hedging.after_s))
 
     async def held(
         self, peer: str, file: FileVersion, *, timeout_s: float = HELD_TIMEOUT_S
@@ -392,6 +373,18 @@ class RingNeighbors:
     def pieces(self, peer: str, method: Method[Q, Piece], request: Q) -> AsyncIterator[Piece]:
         """Yield what *peer* sends; raises what it raised, or `PeerUnavailable`."""
         return self._wire.pieces(self._address(peer), method, request)
+
+    async def push(self, peer: str, method: Method[Q, A], values: AsyncIterator[Q]) -> None:
+        """Send *peer* what *values* yields; raises what it raised, or `PeerUnavailable`."""
+        await self._control.push(self._address(peer), method, values)
+
+    def take(self, request: TakeRequest, peer: str) -> Hedged:
+        """Return the pieces of a block from a reader of the same version."""
+
+        def ask(name: str) -> AsyncIterator[Piece]:
+            return self._wire.pieces(self._address(name), TAKE, request)
+
+        return self._raced([peer], ask, gives_up=True)
 
     def note_failure(self, peer: str, error: MeshError) -> None:
         """Learn from what a peer could not answer."""
@@ -489,11 +482,11 @@ class RingNeighbors:
     def _note_failure(self, peer: str, reason: str) -> None:
         if self.health.failed(peer, self._clock()):
             # What others hold was asked while that one filled: ask anew.
-            self._held.clear()
+            self._holdings.clear()
             log.warning("peer away", peer=peer, reason=reason)
             self._broke.set()
 
     def _note_answer(self, peer: str) -> None:
         if self.health.answered(peer, self._clock()):
-            self._held.clear()
+            self._holdings.clear()
             log.info("peer back", peer=peer)

@@ -9,18 +9,21 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from random import Random
 from uuid import UUID
 
 import structlog
 from prometheus_client import start_http_server
 
 from mesh.blocks import GIB, MIB
+from mesh.clock import monotonic_s
 from mesh.errors import MeshError, NotFound, Unusable
 from mesh.membership.membership import Membership
 from mesh.membership.open import MembershipSettings, StaticSettings, membership_of
 from mesh.membership.view import VIEW_FILE, Member, peer_id, view_of
 from mesh.metrics import Metrics
 from mesh.peer.catalog import Catalog
+from mesh.peer.distribution import Distribution
 from mesh.peer.gather import Gatherer
 from mesh.peer.keeper import Keeper
 from mesh.peer.neighbors import RingNeighbors
@@ -31,6 +34,7 @@ from mesh.peer.report import Reporter
 from mesh.peer.scribe import Scribe
 from mesh.peer.server import PeerServer, Servicers
 from mesh.peer.shards import Shards
+from mesh.peer.swarms import Swarms
 from mesh.peer.tidying import tidy
 from mesh.store.store import BlockStore, StoreSettings, open_store
 from mesh.understore.open import open_under_store
@@ -40,6 +44,7 @@ from mesh.wire.channels import Channels, TlsSettings
 from mesh.wire.local import mount_socket
 from mesh.wire.passport import Passport
 from mesh.wire.staged import PULL
+from mesh.wire.swarm import NEWS, TAKE
 
 log = structlog.get_logger()
 
@@ -75,6 +80,12 @@ class PeerSettings:
 
     upload_bytes_per_s: float = 0.0
     """How fast what waits goes into the under-store; 0: as fast as that takes it."""
+
+    is_swarming: bool = True
+    """Whether large files are read with the help of other readers."""
+
+    egress_bytes_per_s: float = 0.0
+    """How fast this peer gives others what they read together; 0: as fast as it can."""
 
     memory_bytes: int = 512 * MIB
     """What the daemon may use; a quarter of it for blocks in flight."""
@@ -180,24 +191,22 @@ async def _running(
     )
     await scribe.load()
     gatherer = Gatherer(store, neighbors, reader, tasks, metrics)
-    repair = Repair(
-        *(store, neighbors, reader, metrics),
-        bytes_per_s=settings.repair_bytes_per_s,
-        capacity_bytes=settings.store.capacity_bytes,
-    )
-    membership: Membership = membership_of(settings.membership, me, neighbors.hello)
-    presence = Presence(
-        membership, neighbors, me, view_path=directory / VIEW_FILE, moved=repair.due
-    )
+    repair = _repair(settings, store, neighbors, reader, metrics)
     reporter = Reporter(settings.cluster, store, neighbors, metrics)
     keeper = Keeper(store, reader, neighbors, table, catalog, tasks, metrics, directory=directory)
     await keeper.load()
+    swarms = _swarms(settings, neighbors, shards, reader, reporter, tasks)
+    membership: Membership = membership_of(settings.membership, me, neighbors.hello)
+    moved = (repair.due, swarms.ring_changed)
+    presence = Presence(membership, neighbors, me, view_path=directory / VIEW_FILE, moved=moved)
+    distribution = Distribution(catalog, neighbors, swarms)
     server = PeerServer(
         Servicers(reader, gatherer, catalog, reporter),
         passport,
-        [*keeper.handlers(), *scribe.handlers()],
+        [*keeper.handlers(), *scribe.handlers(), *swarms.handlers(), *distribution.handlers()],
         scribe.for_mounts(),
-        [(PULL, scribe.stager.pull)],
+        [(PULL, scribe.stager.pull), (TAKE, swarms.take)],
+        [(NEWS, swarms.news, False)],
     )
     stack.push_async_callback(membership.aclose)
     stack.push_async_callback(server.aclose)
@@ -213,6 +222,39 @@ async def _running(
     keeper.start()
     await server.ready()
     return Peer(reader, catalog, store, neighbors, membership, metrics, keeper, scribe)
+
+
+def _repair(
+    settings: PeerSettings,
+    store: BlockStore,
+    neighbors: RingNeighbors,
+    reader: BlockReader,
+    metrics: Metrics,
+) -> Repair:
+    return Repair(
+        *(store, neighbors, reader, metrics),
+        bytes_per_s=settings.repair_bytes_per_s,
+        capacity_bytes=settings.store.capacity_bytes,
+    )
+
+
+def _swarms(
+    settings: PeerSettings,
+    neighbors: RingNeighbors,
+    shards: Shards,
+    reader: BlockReader,
+    reporter: Reporter,
+    tasks: asyncio.TaskGroup,
+) -> Swarms:
+    reader.swarms = swarms = Swarms(
+        *(neighbors, shards, reader, tasks),
+        held=reporter.held,
+        clock=monotonic_s,
+        random=Random(),  # noqa: S311 (whom to ask, no secret)
+        egress_bytes_per_s=settings.egress_bytes_per_s,
+        is_reading=settings.is_swarming,
+    )
+    return swarms
 
 
 def _works(

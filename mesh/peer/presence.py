@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -57,10 +57,10 @@ class Presence:
         me: Member,
         *,
         view_path: Path,
-        moved: Callable[[], None] = lambda: None,
+        moved: Sequence[Callable[[], None]] = (),
         clock: Clock = monotonic_s,
     ) -> None:
-        """Call *moved* whenever blocks have other owners than before."""
+        """Call each of *moved* whenever blocks have other owners than before."""
         self._membership = membership
         self._neighbors = neighbors
         self._me = me
@@ -140,7 +140,8 @@ class Presence:
         with suppress(OSError):
             await asyncio.to_thread(_write, self._view_path, view_to_json(view))
         if moved:
-            self._moved()
+            for call in self._moved:
+                call()
         return view
 
     async def _look_at_twin(self) -> None:

@@ -18,25 +18,49 @@ owners that both miss would wait for each other for ever.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from itertools import dropwhile, takewhile
+from typing import Protocol
 
 from mesh.blocks import PIECE_BYTES, FileVersion, Span, pieces_of
 from mesh.budget import Budget
 from mesh.clock import Clock, monotonic_s
-from mesh.errors import MeshError, NotFound, StoreFull, UnderStoreUnavailable
-from mesh.metrics import LOCAL, PEER, UNDER_STORE, Metrics
+from mesh.errors import MeshError, NotFound, StoreFull, Unavailable, UnderStoreUnavailable
+from mesh.metrics import LOCAL, PEER, UNDER_STORE, Metrics, count_of
 from mesh.peer.filler import BlockFiller, Neighbors, UnderStores, checked
 from mesh.peer.flight import Flights, Landing
+from mesh.peer.session import Session
 from mesh.store.block_writer import BlockWriter
 from mesh.store.store import BlockStore
 from mesh.wire.channels import HEARTBEAT_S
-from mesh.wire.messages import FetchReply
+from mesh.wire.messages import FetchReply, Piece
+from mesh.wire.swarm import TakeRequest
 
 LEASE_S = 0.5
 """How long a block stays after a mount was told that it is here: many times what the
 mount needs to read it from the file. Longer would keep a small cache from evicting."""
+
+
+class GivenUp(Unavailable):
+    """No neighbor sends a block, and nobody was waiting for it when it was begun."""
+
+
+class Swarming(Protocol):
+    """What is read with the help of other readers."""
+
+    def session(self, version: bytes) -> Session | None:
+        """Return the session of a version that is read with others, if any."""
+        ...
+
+    def reads(self, file: FileVersion, index: int) -> bool:
+        """Note that a stream has come to a block; False if it is not read with others."""
+        ...
+
+    def landed(self, file: FileVersion, index: int) -> None:
+        """Note that a block is here now."""
+        ...
 
 
 class BlockReader(BlockFiller):
@@ -63,7 +87,10 @@ class BlockReader(BlockFiller):
             memory_bytes=memory_bytes // 2,
             clock=clock,
         )
-        self._reads = Flights(tasks)
+        self._reads = Flights(tasks, self._landed)
+        self.swarms: Swarming | None = None
+        """What is read with the help of others; set once the peer is built."""
+
         in_flight = metrics.in_flight_bytes.labels("reads")
         self._read_budget = Budget(memory_bytes // 2, in_flight)
 
@@ -79,12 +106,8 @@ class BlockReader(BlockFiller):
             if record is not None and self._store.lease(key, for_s=LEASE_S):
                 return FetchReply(record.inode, LEASE_S, LOCAL)
             await self._store.settled(file.id)
-        first_piece = span.start_bytes // PIECE_BYTES
-        landing = self._reads.board(file, span.block_index, self._find, first_piece=first_piece)
         try:
-            await landing.wait(pieces_of(span))
-            if file.is_inline:
-                await landing.wait_end()
+            landing = await self._brought(file, span)
         except MeshError as error:
             self._metrics.errors.labels(type(error).__name__).inc()
             raise
@@ -105,10 +128,89 @@ class BlockReader(BlockFiller):
     async def read_ahead(self, file: FileVersion, index: int) -> None:
         """Begin to bring a block that nobody waits for; do nothing when memory is short."""
         checked(file, index)
+        if self.swarms is not None and self.swarms.reads(file, index):
+            return
         if self._read_budget.is_half_spent() or self._fill_budget.is_half_spent():
             return
         if not await self._store.holds(file, index):
             self._reads.board(file, index, self._find)
+
+    # With the help of other readers
+
+    async def _brought(self, file: FileVersion, span: Span) -> Landing:
+        """Have the swarm, if there is one, bring a block that a reader waits for; after a while
+        without help, bring it as if alone."""
+        index, key = span.block_index, file.key(span.block_index)
+        first_piece = span.start_bytes // PIECE_BYTES
+        session = self.swarms.session(file.id) if self.swarms is not None else None
+        until_s = self._clock() + (session.patience_s if session is not None else 0.0)
+        while True:
+            if session is not None and self._reads.under_way(key) is None:
+                await session.wants(
+                    index, lambda: self._reads.under_way(key) is not None, until_s=until_s
+                )
+            landing = self._reads.board(file, index, self._find, first_piece=first_piece)
+            with suppress(GivenUp):  # those who were asked are busy: others, or again later
+                await landing.wait(pieces_of(span))
+                if file.is_inline:
+                    await landing.wait_end()
+                return landing
+
+    def begin(self, session: Session, index: int, *, is_own: bool) -> None:
+        """Bring a block from the sources that a session names; an own one by a fill."""
+        load = self._find if is_own else partial(self._swarmed, session)
+        with suppress(MeshError):  # the peer stops
+            self._reads.board(session.file, index, load)
+
+    async def _swarmed(self, session: Session, landing: Landing) -> None:
+        file, index = landing.file, landing.index
+        try:
+            async with (
+                self._read_budget.lend(file.length_bytes(index)),
+                self._store.writing(file, index) as writer,
+            ):
+                while (fetch := session.source(index)) is not None:
+                    landing.origin = PEER
+                    request = TakeRequest(
+                        file,
+                        index,
+                        landing.missing[0],
+                        self._neighbors.me,
+                        is_urgent=fetch.is_urgent,
+                        is_owner=fetch.is_owner,
+                    )
+                    hedged = self._neighbors.take(request, fetch.source)
+                    session.asked(index, hedged)
+                    if await self._taken(hedged, landing, writer):
+                        session.sent(index, hedged)
+                        for source in hedged.sources:
+                            if source.data_bytes:
+                                count_of(self._metrics.swarm_bytes, source.peer, source.data_bytes)
+                        await writer.commit(rank=self._neighbors.rank(file.key(index)))
+                        self._count_read(PEER, file.length_bytes(index))
+                        return
+                    session.missed(fetch, hedged.sources[0].error)
+            raise GivenUp(f"nobody sends block {file.key(index)}")
+        except MeshError:
+            session.given_up(index)
+            raise
+
+    def _landed(self, landing: Landing) -> None:
+        if self.swarms is not None and landing.is_done and landing.inode:
+            self.swarms.landed(landing.file, landing.index)
+
+    async def pass_on(
+        self, file: FileVersion, index: int, first_piece: int
+    ) -> AsyncGenerator[Piece, None]:
+        """Yield the pieces of a block that is here, or of which some are; `NotFound` if none."""
+        landing = self._reads.under_way(checked(file, index))
+        if landing is None or not landing.landed():
+            async for piece in self.peek(file, index, first_piece):
+                yield piece
+            return
+        async for piece in landing.pieces(first_piece, beat_s=HEARTBEAT_S):
+            yield self._sent(piece)
+        self._metrics.served_blocks.inc()
 
     async def bring(self, file: FileVersion, index: int, *, holder: str = "") -> str:
         """Have a block kept here that nobody reads yet; return where it came from.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -217,10 +217,12 @@ class PeerServer:
         more: Sequence[Handler] = (),
         for_mounts: Sequence[LocalHandler] = (),
         streams: Sequence[StreamHandler] = (),
+        pushes: Sequence[Handler] = (),
     ) -> None:
-        """Serve what *servicers* does, *more* and *streams*; to the mounts of this host
-        *for_mounts*."""
+        """Serve what *servicers* does, *more*, *streams* and *pushes*, where a caller sends
+        many requests; to the mounts of this host *for_mounts*."""
         self._border = Border(passport)
+        self._stops = asyncio.Event()
         self._health = health.aio.HealthServicer()
         neighbors: list[tuple[Method[Any, Any], Any]] = [
             _stream(self._border, SERVE, servicers.serve),
@@ -237,6 +239,7 @@ class PeerServer:
             _unary(self._border, KEEP, servicers.keep),
             _unary(self._border, DESCRIBE, servicers.describe),
             *(_stream(self._border, method, call) for method, call in streams),
+            *(_pushed(self._border, method, call, self._stops) for method, call, _ in pushes),
         ]
         self._neighbor_methods = neighbors
         self._host_methods = [
@@ -296,6 +299,7 @@ class PeerServer:
     async def aclose(self) -> None:
         """Say that we leave, let what is under way end, and stop."""
         await self.drain()
+        self._stops.set()  # who pushes would do so for ever
         await asyncio.gather(
             self._local.aclose(grace_s=STOP_GRACE_S),
             *(server.stop(STOP_GRACE_S) for server in self._servers),
@@ -378,6 +382,45 @@ def _stream(
         response_serializer=method.encode_reply,
     )
     return method, handler
+
+
+def _pushed(
+    border: Border,
+    method: Method[Q, A],
+    call: Callable[[Q], Awaitable[Any]],
+    stops: asyncio.Event,
+) -> tuple[Method[Q, A], Any]:
+    """Take requests until their sender ends, or this server does."""
+
+    async def answer(requests: AsyncIterator[Q], context: Any) -> A:
+        await border.check(context)
+        stopping = asyncio.ensure_future(stops.wait())
+        try:
+            while True:
+                coming = asyncio.ensure_future(_next(requests))
+                await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    coming.cancel()
+                    break
+                if (request := coming.result()) is None:
+                    break
+                await call(request)
+        except Exception as error:
+            await context.abort(*_status(method, error))
+        finally:
+            stopping.cancel()
+        return method.decode_reply(b"")
+
+    handler = grpc.stream_unary_rpc_method_handler(
+        answer,
+        request_deserializer=method.decode_request,
+        response_serializer=method.encode_reply,
+    )
+    return method, handler
+
+
+async def _next(requests: AsyncIterator[Q]) -> Q | None:
+    return await anext(requests, None)
 
 
 def _status(method: Method[Any, Any], error: Exception) -> tuple[grpc.StatusCode, str]:

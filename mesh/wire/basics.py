@@ -53,6 +53,7 @@ _CODES: list[tuple[type[MeshError], grpc.StatusCode]] = [
     (errors.ListingGone, grpc.StatusCode.OUT_OF_RANGE),
     (errors.BlockCorrupt, grpc.StatusCode.DATA_LOSS),
     (errors.StoreFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.Busy, grpc.StatusCode.UNAVAILABLE),
     (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
 ]
 _KINDS: list[type[MeshError]] = [kind for kind, _ in _CODES]

@@ -26,6 +26,7 @@ A = TypeVar("A")
 
 CALL_TIMEOUT_S = 5.0
 STREAM_TIMEOUT_S = 60.0
+PUSH_TIMEOUT_S = 600.0
 STALL_S = 5.0
 """A sender that has nothing yet says so at once and every HEARTBEAT_S; what is silent for
 so long is stuck, even if other streams of its peer are not. That nothing at all comes
@@ -148,6 +149,26 @@ class Channels:
                 await self._compare(address, stream)
                 return
             yield piece
+
+    async def push(self, address: str, method: Method[Q, A], values: AsyncIterator[Q]) -> None:
+        """Send what *values* yields, until it ends; raises what the peer raised, or
+        `PeerUnavailable`."""
+        channel = self._channel(address)
+        call = channel.stream_unary(
+            method.path,
+            request_serializer=method.encode_request,
+            response_deserializer=method.decode_reply,
+        )(timeout=PUSH_TIMEOUT_S, metadata=self._words())
+        try:
+            async for value in values:
+                await call.write(value)
+            await call.done_writing()
+            await call
+        except grpc.aio.AioRpcError as failure:
+            self._drop_unconnected(address, channel, failure)
+            raise error_of(address, failure) from failure
+        except asyncio.InvalidStateError as error:  # it ended while we wrote
+            raise PeerUnavailable(address, "the stream has ended") from error
 
     async def _retire(self) -> None:
         """Close what was dropped, later: closing cancels the callers of other calls on it."""

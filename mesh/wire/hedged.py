@@ -168,6 +168,11 @@ class Hedged:
         """Expect nothing more of a source, because of what it sent."""
         source.error, source.is_over = error, True
 
+    def ask_also(self, peer: str) -> None:
+        """Ask one more peer, now: the one that was asked is slow, and not silent."""
+        self._peers.appendleft(peer)
+        self._next_source()
+
     def overtaken(self) -> list[Source]:
         """Return who is still being waited for."""
         return [source for source in self.sources if not source.is_over]

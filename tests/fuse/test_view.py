@@ -443,6 +443,7 @@ MEANINGS = {
     errors.BlockCorrupt: errno.EIO,
     errors.Unavailable: errno.EIO,
     errors.PeerUnavailable: errno.EIO,
+    errors.Busy: errno.EIO,
     errors.UnderStoreUnavailable: errno.EIO,
     errors.NotEmpty: errno.ENOTEMPTY,
     errors.StoreFull: errno.ENOSPC,

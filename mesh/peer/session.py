@@ -1,0 +1,272 @@
+"""One version that this host reads with the help of others: the effects of its scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from math import inf
+from random import Random
+from typing import Protocol
+
+from mesh.blocks import FileVersion
+from mesh.clock import Clock
+from mesh.errors import Busy, MeshError, PeerUnavailable
+from mesh.peer.outbox import Outbox
+from mesh.swarm.bits import mask_of
+from mesh.swarm.events import (
+    Action,
+    Announce,
+    Arrived,
+    Drop,
+    Event,
+    Fetch,
+    Has,
+    Lost,
+    Met,
+    Missed,
+    Reads,
+    Tick,
+    Wants,
+)
+from mesh.swarm.scheduler import Rules, Scheduler
+from mesh.wire.hedged import Hedged
+
+TICK_S_MIN = 0.005
+PATIENCE_S_MIN = 1.0
+PATIENCE_S_MAX = 5.0
+PATIENCE_TIMES = 6.0
+"""A reader waits so many times what a block takes for its turn in the swarm, and then asks
+owners as if alone: over slow links earlier would be more work for those who are busy."""
+
+
+class Loads(Protocol):
+    """Who brings blocks here."""
+
+    def begin(self, session: Session, index: int, *, is_own: bool) -> None:
+        """Bring a block from the sources that the session names; an own one by a fill."""
+        ...
+
+
+class Session:
+    """A swarm, seen from one of its readers."""
+
+    def __init__(
+        self,
+        file: FileVersion,
+        me: str,
+        zone: str,
+        held: Sequence[int],
+        owners: Callable[[int], Sequence[str]],
+        outbox: Outbox,
+        loads: Loads,
+        clock: Clock,
+        random: Random,
+        rules: Rules = Rules(),  # noqa: B008 (frozen)
+    ) -> None:
+        self.file = file
+        self.active_s = clock()
+        """When somebody read of it, or was sent of it."""
+
+        self.received_bytes: dict[str, int] = {}
+        self.scheduler = Scheduler(
+            file.block_count, me, owners, random, mine=mask_of(held), zone=zone, rules=rules
+        )
+        self._me = me
+        self._outbox = outbox
+        self._loads = loads
+        self._clock = clock
+        self._assigned: dict[int, deque[Fetch]] = {}
+        self._begun_s: dict[int, float] = {}
+        self._hedged: dict[int, Hedged] = {}
+        self._senders: dict[int, str] = {}
+        self._greeted: set[str] = set()
+        self._changed: dict[int, asyncio.Event] = {}
+        self._tick: asyncio.TimerHandle | None = None
+        self.is_over = False
+
+    @property
+    def done(self) -> float:
+        """The part of the file that is here."""
+        return self.scheduler.mine.bit_count() / self.scheduler.block_count
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody of this host reads of it any more."""
+        return self.scheduler.is_whole or (
+            self.scheduler.cursors.is_idle and not self.scheduler.flying
+        )
+
+    # What happens
+
+    def step(self, event: Event) -> None:
+        """Tell the scheduler what happened, and do what it says."""
+        if self.is_over:
+            return
+        for action in self.scheduler.step(self._clock(), event):
+            self._do(action)
+        self._set_tick()
+
+    def reads(self, index: int) -> None:
+        """Note that a stream of this host has come to a block."""
+        self.active_s = self._clock()
+        self.step(Reads(index))
+
+    @property
+    def patience_s(self) -> float:
+        """How long a reader waits until it asks owners as if alone."""
+        times_s = PATIENCE_TIMES * self.scheduler.usual_s
+        return min(PATIENCE_S_MAX, max(PATIENCE_S_MIN, times_s))
+
+    async def wants(self, index: int, is_coming: Callable[[], bool], *, until_s: float) -> None:
+        """Return once a block that a reader is blocked on is on its way, at last *until_s*."""
+        self.active_s = self._clock()
+        self.scheduler.forget(index)
+        self.step(Wants(index))
+        while not is_coming() and not self.is_over and (left_s := until_s - self._clock()) > 0:
+            changed = self._changed.setdefault(index, asyncio.Event())
+            try:
+                async with asyncio.timeout(left_s):
+                    await changed.wait()
+            except TimeoutError:
+                break
+            changed.clear()
+        self._changed.pop(index, None)
+
+    def meet(self, peer: str, zone: str, *, is_greeting: bool) -> None:
+        """Note a neighbor; it is greeted unless it was it that greeted."""
+        if is_greeting:
+            self._greeted.add(peer)
+        self.step(Met(peer, zone))
+
+    def heard(
+        self, peer: str, zone: str, blocks: int, free_slots: int, *, is_greeting: bool
+    ) -> None:
+        """Note what a neighbor says that it has."""
+        is_new = peer not in self.scheduler.neighbors
+        if is_new:
+            self.meet(peer, zone, is_greeting=False)
+        elif is_greeting:
+            self._tell(peer, self.scheduler.mine)
+        self.step(Has(peer, blocks, free_slots))
+
+    def want_all(self) -> None:
+        """Have the whole file brought here."""
+        self.scheduler.want_all()
+        self.step(Tick())
+
+    def lost(self, peer: str) -> None:
+        """Note that a neighbor is gone."""
+        self.step(Lost(peer))
+
+    # Loads
+
+    def source(self, index: int) -> Fetch | None:
+        """Return whom to ask for a block that is being brought; None when nobody is named."""
+        assigned = self._assigned.get(index)
+        return assigned.popleft() if assigned else None
+
+    def asked(self, index: int, hedged: Hedged) -> None:
+        """Note the question that is under way for a block."""
+        self._hedged[index] = hedged
+
+    def missed(self, fetch: Fetch, error: MeshError | None) -> None:
+        """Note that a source did not give a block."""
+        self._hedged.pop(fetch.index, None)
+        is_busy = isinstance(error, Busy)
+        self.step(
+            Missed(
+                fetch.index,
+                fetch.source,
+                is_away=isinstance(error, PeerUnavailable),
+                is_busy=is_busy,
+                retry_s=error.retry_s if isinstance(error, Busy) else 0.0,
+                others=error.others if isinstance(error, Busy) else (),
+            )
+        )
+
+    def sent(self, index: int, hedged: Hedged) -> None:
+        """Note who has sent a block that will be here in a moment."""
+        self._hedged.pop(index, None)
+        for source in hedged.sources:
+            if source.data_bytes:
+                before_bytes = self.received_bytes.get(source.peer, 0)
+                self.received_bytes[source.peer] = before_bytes + source.data_bytes
+        best = max(hedged.sources, key=lambda source: source.data_bytes, default=None)
+        if best is not None:
+            self._senders[index] = best.peer
+
+    def landed(self, index: int) -> None:
+        """Note that a block is here, however it came."""
+        sender = self._senders.pop(index, self._me)
+        began_s = self._begun_s.pop(index, None)
+        took_s = 0.0 if began_s is None else self._clock() - began_s
+        self._assigned.pop(index, None)
+        self.step(Arrived(index, sender, took_s))
+
+    def given_up(self, index: int) -> None:
+        """Note that a load has ended without the block, whatever it was told to try."""
+        self._begun_s.pop(index, None)
+        for fetch in self._assigned.pop(index, ()):
+            self.step(Missed(fetch.index, fetch.source))
+
+    def close(self) -> None:
+        """Leave the swarm."""
+        self.is_over = True
+        if self._tick is not None:
+            self._tick.cancel()
+        for peer in self.scheduler.neighbors:
+            self._tell(peer, 0, is_leaving=True)
+        for changed in self._changed.values():
+            changed.set()
+
+    # What is to be done
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Fetch():
+                self._fetch(action)
+            case Announce():
+                for peer in action.peers:
+                    greets = peer in self._greeted
+                    self._greeted.discard(peer)
+                    self._tell(peer, action.blocks, is_greeting=greets)
+            case Drop():
+                pass  # what it still sends is let end: `wire.hedged` says why
+
+    def _fetch(self, fetch: Fetch) -> None:
+        self._begun_s.setdefault(fetch.index, self._clock())
+        if fetch.source != self._me:
+            hedged = self._hedged.get(fetch.index)
+            if hedged is not None:
+                hedged.ask_also(fetch.source)
+                return
+            self._assigned.setdefault(fetch.index, deque()).append(fetch)
+        self._loads.begin(self, fetch.index, is_own=fetch.source == self._me)
+        if (changed := self._changed.get(fetch.index)) is not None:
+            changed.set()
+
+    def _tell(
+        self, peer: str, blocks: int, *, is_greeting: bool = False, is_leaving: bool = False
+    ) -> None:
+        self._outbox.tell(
+            peer,
+            self.file.id,
+            blocks,
+            self.file.block_count,
+            is_greeting=is_greeting,
+            is_leaving=is_leaving,
+        )
+
+    def _set_tick(self) -> None:
+        due_s = self.scheduler.due_s()
+        if self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
+        if due_s < inf and not self.is_over:
+            after_s = max(TICK_S_MIN, due_s - self._clock())
+            self._tick = asyncio.get_running_loop().call_later(after_s, self._ticked)
+
+    def _ticked(self) -> None:
+        self._tick = None
+        self.step(Tick())
