@@ -1,7 +1,7 @@
 # Everything here works in a fresh checkout: scripts/setup brings what is missing.
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all chaos explore check proto bench bench-meta bench-ckpt bench-rivals clean
+.PHONY: help setup demo test test-all chaos explore check proto bench bench-meta bench-ckpt bench-fanout bench-rivals clean
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ bench-meta: ## measure stat, listings, small files and millions of names
 bench-ckpt: ## measure files that are written, closed, and read by another host
 	@scripts/setup dev
 	@$(BIN)/python -m bench.ckpt
+
+bench-fanout: ## measure one file that 8, 16, 32 hosts read at once; a quarter of an hour, as root
+	@scripts/setup dev
+	@$(BIN)/python -m bench.fanout
 
 bench-rivals: ## measure mesh against JuiceFS and rclone
 	@scripts/setup dev bench

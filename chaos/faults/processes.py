@@ -142,8 +142,13 @@ class Join(Fault):
         """Nothing to do: it stays."""
 
     def evidence(self) -> str | None:
+        # What it owns now it brings from the others; readers have no need to ask it, for they
+        # feed each other.
+        kept_bytes = self._node.metric("mesh_store_used_bytes")
         sent_bytes = self._node.metric("mesh_served_bytes_total")
-        return f"it has sent {sent_bytes:,.0f} bytes to others" if sent_bytes else None
+        if not kept_bytes:
+            return None
+        return f"it keeps {kept_bytes:,.0f} bytes, and has sent {sent_bytes:,.0f} to others"
 
 
 class FewFiles(Fault):

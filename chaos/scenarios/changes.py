@@ -40,7 +40,7 @@ def rolling(run: Run) -> None:
 @scenario(
     "join",
     "one more peer starts",
-    proof="the new peer has sent bytes to others",
+    proof="the new peer keeps blocks that it owns now",
     mesh=Mesh(starts_later=1, peers_min=4),
     in_set=True,
 )

@@ -19,6 +19,8 @@ COMMANDS = {
     "info": "info",
     "stats": "stats",
     "warmup": "warmup",
+    "distribute": "swarm",
+    "swarm": "swarm",
     "pin": "pin",
     "unpin": "pin",
     "refresh": "refresh",

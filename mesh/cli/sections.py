@@ -123,6 +123,10 @@ class PeerSection(Section):
     """Where the mounts of this host find it; peer.sock in store.directory unless set."""
     memory: Annotated[Size, AfterValidator(q.at_least(64 * MIB))] = 512 * MIB
     """Bytes in flight, all together."""
+    swarm: bool = True
+    """Whether large files are read with the help of the other readers, not of owners alone."""
+    egress_limit: Annotated[Size, AfterValidator(q.at_least(0))] = 0
+    """What is given to other readers each second, so that training traffic lives; 0: no limit."""
     check_under_stores: bool = True
     """Whether to refuse to start when an under-store cannot be reached."""
 
