@@ -27,6 +27,7 @@ from mesh.errors import MeshError, PeerUnavailable
 from mesh.wire.basics import Method, error_named, named
 from mesh.wire.catalog import LIST, STAT, WATCH
 from mesh.wire.codec import FETCH, GATHER, REPORT
+from mesh.wire.effort import cpu_s
 from mesh.wire.writes import ALTER, GROW, PUBLISH, RETIRE
 
 log = structlog.get_logger()
@@ -53,6 +54,11 @@ kernel and 16 blocks to read ahead for each open file."""
 WATCH_EVERY_S = 0.1
 SILENT_S = 0.4
 """A peer that is waited for and has not even answered a ping for so long is stopped."""
+
+STARVED_PART = 0.5
+STARVED_S_MAX = 3.0
+"""Time in which the peer ran, or was ready to and had no CPU, for such a part of it, is no
+silence, up to so much of it: who goes round a peer that is starved takes more CPU from it."""
 
 SILENT = "silent"
 """The last word of the reason why it can't be asked then."""
@@ -197,9 +203,14 @@ class _ClientSide(_Frames):
         self._heard_s = 0.0
         self._watch: asyncio.TimerHandle | None = None
         self._due_s = 0.0
+        self._effort: tuple[float, float] | None = None
+        """When we looked last how much CPU the peer had had or waited for, and how much."""
+
+        self._excused_s = 0.0
 
     def frame(self, number: int, code: int, payload: bytes) -> None:
         self._heard_s = asyncio.get_running_loop().time()
+        self._effort, self._excused_s = None, 0.0
         waiter = self._waiting.pop(number, None)
         if waiter is None or waiter.done():
             return
@@ -224,6 +235,7 @@ class _ClientSide(_Frames):
         loop = asyncio.get_running_loop()
         if not self._waiting:
             self._heard_s = loop.time()
+            self._effort, self._excused_s = None, 0.0
         self._last_number = (self._last_number + 1) % (1 << 32)
         waiter: asyncio.Future[bytes] = loop.create_future()
         self._waiting[self._last_number] = waiter
@@ -247,6 +259,8 @@ class _ClientSide(_Frames):
         loop = asyncio.get_running_loop()
         # Time in which we did not run ourselves is no silence of the peer's.
         self._heard_s += max(0.0, loop.time() - self._due_s)
+        if loop.time() - self._heard_s > WATCH_EVERY_S:
+            self._excuse(loop.time())
         if loop.time() - self._heard_s > SILENT_S:
             waiting, self._waiting = self._waiting, {}
             for waiter in waiting.values():
@@ -256,6 +270,25 @@ class _ClientSide(_Frames):
             return
         self.send(0, PING, b"")
         self._look_again(loop)
+
+    def _excuse(self, now_s: float) -> None:
+        """Take no time for silence in which the peer did what it could."""
+        effort_s = None if self._transport is None else cpu_s(_pid_of(self._transport))
+        before, self._effort = self._effort, None if effort_s is None else (now_s, effort_s)
+        if before is None or effort_s is None or self._excused_s > STARVED_S_MAX:
+            return
+        since_s = now_s - before[0]
+        if effort_s - before[1] >= STARVED_PART * since_s:
+            self._heard_s += since_s
+            self._excused_s += since_s
+
+
+def _pid_of(transport: asyncio.Transport) -> int:
+    """Return the process at the other end of a Unix socket; 0 if it can't be seen from here."""
+    socket = transport.get_extra_info("socket")
+    kind = struct.Struct("3i")  # struct ucred: process, user, group
+    pid, _, _ = kind.unpack(socket.getsockopt(sockets.SOL_SOCKET, sockets.SO_PEERCRED, kind.size))
+    return int(pid)
 
 
 class LocalChannel:
