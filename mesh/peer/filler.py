@@ -87,7 +87,7 @@ class Neighbors(Protocol):
         """Return the pieces of a block from those of *peers* that have it."""
         ...
 
-    def take(self, request: TakeRequest, peer: str) -> Hedged:
+    def take(self, request: TakeRequest, peer: str, *, patience_s: float = 0.0) -> Hedged:
         """Return the pieces of a block from a reader of the same version."""
         ...
 

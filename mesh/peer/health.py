@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import median
 
 PROBE_EVERY_S = 0.5
@@ -159,6 +160,26 @@ class Lag:
     def worst_s(self, now_s: float) -> float:
         """Return the worst lag, which counts for less as time goes by."""
         return float(self._worst_s * 0.5 ** ((now_s - self._at_s) / LAG_HALF_LIFE_S))
+
+
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """Patience with what comes over a slow link: a piece that is on its way is not silence."""
+
+    hedging: Hedging
+    patience_s: float
+    """What may pass without a sign of life, at least."""
+
+    @property
+    def after_s(self) -> float:
+        return max(self.hedging.after_s, min(HEDGE_AFTER_MAX_S, self.patience_s))
+
+    @property
+    def lost_after_s(self) -> float:
+        return max(self.hedging.lost_after_s, 2 * self.after_s)
+
+    def may(self) -> bool:
+        return self.hedging.may()
 
 
 class Hedging:

@@ -20,14 +20,14 @@ from mesh.errors import (
 from mesh.membership.view import Member, State, View, member_from_json
 from mesh.metrics import Metrics
 from mesh.peer.calls import Wire
-from mesh.peer.health import PROBE_EVERY_S, Health, Hedging, Lag
+from mesh.peer.health import PROBE_EVERY_S, Health, Hedging, Lag, Slow
 from mesh.peer.holdings import Holdings
 from mesh.peer.rings import placement, ring_of
 from mesh.ring.ring import Ring
 from mesh.store.eviction import Rank
 from mesh.wire.basics import Method
 from mesh.wire.codec import DESCRIBE, HELD, HELLO, INVENTORY, MEMBERS, PEEK, SERVE
-from mesh.wire.hedged import Hedged, Signs, Source, Strays
+from mesh.wire.hedged import Hedged, Patience, Signs, Source, Strays
 from mesh.wire.messages import (
     BlockRequest,
     Description,
@@ -191,6 +191,14 @@ class RingNeighbors:
     def is_primary(self, key: BlockKey) -> bool:
         return self.ring.owners(key, copies=1) == [self.me]
 
+    def is_filler(self, key: BlockKey) -> bool:
+        """Whether this peer is to fill a block: it is the first of its owners that answers.
+
+        Who is silent for a moment still fills what it owns, or both would.
+        """
+        names = self.ring.owners(key, copies=OWNERS + 1)
+        return next((n for n in names if n == self.me or self._answers(n)), "") == self.me
+
     def rank(self, key: BlockKey) -> Rank:
         owners = self.ring.owners(key, copies=OWNERS)
         if self.me not in owners:
@@ -199,6 +207,10 @@ class RingNeighbors:
 
     def is_broken(self, peer: str) -> bool:
         return self.health.is_away(peer, self._clock())
+
+    def _answers(self, peer: str) -> bool:
+        member = self.view.find(peer)
+        return member is not None and member.is_asked and not self.is_broken(peer)
 
     def may_bypass(self) -> bool:
         """Whether the under-store may be asked after others have asked it in vain.
@@ -268,19 +280,18 @@ class RingNeighbors:
         return self._raced(peers, ask, gives_up=is_relayed or method is PEEK)
 
     def _raced(
-        self, peers: Sequence[str], ask: Callable[[str], AsyncIterator[Piece]], *, gives_up: bool
+        self,
+        peers: Sequence[str],
+        ask: Callable[[str], AsyncIterator[Piece]],
+        *,
+        gives_up: bool,
+        patience: Patience | None = None,
     ) -> Hedged:
         self.hedging.began()
         return Hedged(
-            peers,
-            ask,
-            self.hedging,
-            self._signs,
-            self._clock,
-            answers=(Stale, Refused),
-            gives_up=gives_up,
-            pulse=self._pulses.feel,
-        )
+            peers, ask, patience or self.hedging, self._signs, self._clock,
+            answers=(Stale, Refused), gives_up=gives_up, pulse=self._pulses.feel,
+        )  # fmt: skip
 
     async def _feel(self, peer: str) -> None:
         await self._control.call(self._address(peer), HELLO, Nothing(), timeout_s=PROBE_TIMEOUT_S)
@@ -378,13 +389,14 @@ class RingNeighbors:
         """Send *peer* what *values* yields; raises what it raised, or `PeerUnavailable`."""
         await self._control.push(self._address(peer), method, values)
 
-    def take(self, request: TakeRequest, peer: str) -> Hedged:
-        """Return the pieces of a block from a reader of the same version."""
+    def take(self, request: TakeRequest, peer: str, *, patience_s: float = 0.0) -> Hedged:
+        """Return the pieces of a block from a reader of the same version, who may be silent
+        for *patience_s* at least."""
 
         def ask(name: str) -> AsyncIterator[Piece]:
             return self._wire.pieces(self._address(name), TAKE, request)
 
-        return self._raced([peer], ask, gives_up=True)
+        return self._raced([peer], ask, gives_up=True, patience=Slow(self.hedging, patience_s))
 
     def note_failure(self, peer: str, error: MeshError) -> None:
         """Learn from what a peer could not answer."""
@@ -400,17 +412,13 @@ class RingNeighbors:
 
     def former_owners(self, directory: bytes) -> list[str]:
         """Return who owned a directory before the ring changed; nobody if that is long ago."""
-        now_s = self._clock()
-        if not self.health.is_recent(now_s):
+        if not self.health.is_recent(self._clock()):
             return []
         names = dict.fromkeys(
             name for ring in self._former for name in ring.owners(directory, copies=OWNERS)
         )
         names.update(dict.fromkeys(self.ring.owners(directory, copies=OWNERS)))
-        found = [self.view.find(name) for name in names if name != self.me]
-        return [
-            m.name for m in found if m and m.is_asked and not self.health.is_away(m.name, now_s)
-        ]
+        return [name for name in names if name != self.me and self._answers(name)]
 
     # How they are
 

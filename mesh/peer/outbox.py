@@ -30,6 +30,10 @@ class _News:
         """By version: blocks, their count, and whether it is a greeting or a leave."""
 
         self.came = asyncio.Event()
+        self.was_told = False
+        """Something, since `resting` was set."""
+
+        self.resting: asyncio.TimerHandle | None = None
 
 
 class Outbox:
@@ -80,6 +84,7 @@ class Outbox:
         news.came.set()
 
     async def _send(self, peer: str, news: _News) -> None:
+        self._set_rest(news)
         try:
             await self._push(peer, self._messages(news))
             is_lost = bool(news.have)
@@ -90,20 +95,31 @@ class Outbox:
             log.exception("news not told", peer=peer)
             is_lost = True
         finally:
+            if news.resting is not None:
+                news.resting.cancel()
             if self._news.get(peer) is news:
                 del self._news[peer]
         if is_lost:
             self._lost(peer)
 
+    def _set_rest(self, news: _News) -> None:
+        news.was_told = False
+        news.resting = asyncio.get_running_loop().call_later(IDLE_S, self._rest, news)
+
+    def _rest(self, news: _News) -> None:
+        """End a stream on which there was nothing to say."""
+        if not news.was_told:
+            news.came.set()
+        self._set_rest(news)
+
     async def _messages(self, news: _News) -> AsyncIterator[NewsRequest]:
         while True:
             if not news.have:
                 news.came.clear()
-                try:
-                    async with asyncio.timeout(IDLE_S):
-                        await news.came.wait()
-                except TimeoutError:
+                await news.came.wait()  # for news, or for `_rest`
+                if not news.have:
                     return
+            news.was_told = True
             told, news.have = news.have, {}
             have = tuple(
                 Have(version, blocks.to_bytes((count + 7) // 8, "little"), greeting, leaving)

@@ -50,8 +50,9 @@ class GivenUp(Unavailable):
 class Swarming(Protocol):
     """What is read with the help of other readers."""
 
-    def session(self, version: bytes) -> Session | None:
-        """Return the session of a version that is read with others, if any."""
+    def joined(self, file: FileVersion, index: int) -> Session | None:
+        """Return the session of a version that is read with others, if it is, by who waits
+        for a block of it."""
         ...
 
     def reads(self, file: FileVersion, index: int) -> bool:
@@ -142,7 +143,7 @@ class BlockReader(BlockFiller):
         without help, bring it as if alone."""
         index, key = span.block_index, file.key(span.block_index)
         first_piece = span.start_bytes // PIECE_BYTES
-        session = self.swarms.session(file.id) if self.swarms is not None else None
+        session = self.swarms.joined(file, index) if self.swarms is not None else None
         until_s = self._clock() + (session.patience_s if session is not None else 0.0)
         while True:
             if session is not None and self._reads.under_way(key) is None:
@@ -179,7 +180,7 @@ class BlockReader(BlockFiller):
                         is_urgent=fetch.is_urgent,
                         is_owner=fetch.is_owner,
                     )
-                    hedged = self._neighbors.take(request, fetch.source)
+                    hedged = self._neighbors.take(request, fetch.source, patience_s=session.piece_s)
                     session.asked(index, hedged)
                     if await self._taken(hedged, landing, writer):
                         session.sent(index, hedged)

@@ -9,7 +9,7 @@ from math import inf
 from random import Random
 from typing import Protocol
 
-from mesh.blocks import FileVersion
+from mesh.blocks import FileVersion, piece_count
 from mesh.clock import Clock
 from mesh.errors import Busy, MeshError, PeerUnavailable
 from mesh.peer.outbox import Outbox
@@ -40,6 +40,10 @@ PATIENCE_TIMES = 6.0
 owners as if alone: over slow links earlier would be more work for those who are busy."""
 
 
+PIECE_TIMES = 2.0
+"""Times what a piece takes; who is overtaken for less sends what then nobody wants."""
+
+
 class Loads(Protocol):
     """Who brings blocks here."""
 
@@ -62,15 +66,28 @@ class Session:
         loads: Loads,
         clock: Clock,
         random: Random,
+        is_own: Callable[[int], bool],
         rules: Rules = Rules(),  # noqa: B008 (frozen)
     ) -> None:
+        """*owners* names whom to ask for a block that nobody has, *is_own* says whether this
+        peer is to fill it."""
         self.file = file
         self.active_s = clock()
         """When somebody read of it, or was sent of it."""
 
+        self.gone: frozenset[str] = frozenset()
+        """Members who don't answer: others fill what is theirs."""
+
         self.received_bytes: dict[str, int] = {}
         self.scheduler = Scheduler(
-            file.block_count, me, owners, random, mine=mask_of(held), zone=zone, rules=rules
+            file.block_count,
+            me,
+            owners,
+            random,
+            mine=mask_of(held),
+            zone=zone,
+            is_own=is_own,
+            rules=rules,
         )
         self._me = me
         self._outbox = outbox
@@ -118,6 +135,11 @@ class Session:
         times_s = PATIENCE_TIMES * self.scheduler.usual_s
         return min(PATIENCE_S_MAX, max(PATIENCE_S_MIN, times_s))
 
+    @property
+    def piece_s(self) -> float:
+        """How long nothing may come from who sends, and be well: pieces come whole."""
+        return PIECE_TIMES * self.scheduler.usual_s / piece_count(self.file.block_bytes)
+
     async def wants(self, index: int, is_coming: Callable[[], bool], *, until_s: float) -> None:
         """Return once a block that a reader is blocked on is on its way, at last *until_s*."""
         self.active_s = self._clock()
@@ -154,6 +176,15 @@ class Session:
         """Have the whole file brought here."""
         self.scheduler.want_all()
         self.step(Tick())
+
+    def note_gone(self, gone: frozenset[str]) -> None:
+        """Note who does not answer now."""
+        if gone != self.gone:
+            self.gone = gone
+            self.scheduler.own_changed()
+        for peer in self.scheduler.neighbors:
+            if peer in gone:
+                self.lost(peer)
 
     def lost(self, peer: str) -> None:
         """Note that a neighbor is gone."""

@@ -130,6 +130,15 @@ class Swarms:
         """Return the session of a version that is read with others, if any."""
         return self._sessions.get(version)
 
+    def joined(self, file: FileVersion, index: int) -> Session | None:
+        """Return the session of a version for who waits for a block of it.
+
+        Who waits for the first one will read on, and so will all who begin together: it is
+        sent by turns already. Who waits for any other may want nothing else.
+        """
+        session = self._sessions.get(file.id)
+        return self._begin(file) if session is None and not index else session
+
     def reads(self, file: FileVersion, index: int) -> bool:
         """Note that a stream has come to a block; False if it is not read with others."""
         session = self._sessions.get(file.id) or self._begin(file)
@@ -164,6 +173,7 @@ class Swarms:
             self._blocks,
             self._clock,
             Random(self._random.random()),  # noqa: S311
+            lambda index: self._neighbors.is_filler(file.key(index)),
         )
         self._sessions[file.id] = session
         log.debug("swarm joined", path=file.path)
@@ -191,24 +201,22 @@ class Swarms:
         return session.is_idle and self._clock() - session.active_s > LINGER_S
 
     async def _join(self, session: Session) -> None:
-        for peer in session.scheduler.neighbors:
-            if self._neighbors.is_broken(peer):
-                session.lost(peer)
+        members = self._neighbors.view.members
+        session.note_gone(frozenset(m.name for m in members if self._neighbors.is_broken(m.name)))
         reply = await self._ask(self._request(session))
         for peer in reply.neighbors:
-            if peer not in session.scheduler.neighbors and not self._neighbors.is_broken(peer):
+            if peer not in session.scheduler.neighbors and peer not in session.gone:
                 session.meet(peer, self._zone(peer), is_greeting=True)
 
     def _request(self, session: Session, *, is_leaving: bool = False) -> JoinRequest:
         me = self._neighbors.me
-        gone = [m.name for m in self._neighbors.view.members if self._neighbors.is_broken(m.name)]
         return JoinRequest(
             session.file,
             me,
             self._zone(me),
             session.done,
             tuple(session.scheduler.neighbors),
-            tuple(gone),
+            tuple(session.gone),
             is_leaving,
         )
 

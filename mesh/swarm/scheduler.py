@@ -93,9 +93,11 @@ class Scheduler:
         *,
         mine: int = 0,
         zone: str = "",
+        is_own: Callable[[int], bool] | None = None,
         rules: Rules = Rules(),
     ) -> None:
-        """*mine* is the set of blocks that are here; *owners* names those of a block."""
+        """*mine* is the set of blocks that are here; *owners* names those of a block, *is_own*
+        says which ones are filled here (None: those with this peer as the first owner)."""
         self.block_count = block_count
         self.mine = mine
         self.cursors = Cursors(block_count)
@@ -103,6 +105,7 @@ class Scheduler:
         self.fetches = 0
         self._me = me
         self._owners = owners
+        self._is_own = is_own or (lambda index: next(iter(owners(index)), "") == me)
         self._random = random
         self._rules = rules
         self._all = (1 << block_count) - 1
@@ -368,7 +371,7 @@ class Scheduler:
     def _owned(self, wanted: int) -> int:
         """Return which of these blocks are ours to fill."""
         for index in indexes_of(wanted & ~self._looked_up):
-            if next(iter(self._owners(index)), "") == self._me:
+            if self._is_own(index):
                 self._own |= 1 << index
         self._looked_up |= wanted
         return self._own & wanted
@@ -439,7 +442,8 @@ class Scheduler:
     def _announced(self) -> list[Action]:
         news, self._news = self._news, 0
         neighbors = self._sources.neighbors
-        peers = [p for p, n in neighbors.items() if n.has != self._all or self.is_whole]
+        # Who has them too has said so, and asks nobody for them.
+        peers = [peer for peer, neighbor in neighbors.items() if news & ~neighbor.has]
         for peer in peers:
             neighbors[peer].told |= news
         return [Announce(tuple(peers), news)] if peers else []

@@ -92,6 +92,25 @@ async def test_who_begins_later_has_what_is_there_from_those_who_have_it(tmp_pat
         assert fills(cluster) == BLOCKS
 
 
+async def test_the_first_block_too_is_asked_for_by_turns(tmp_path: Path) -> None:
+    """All who begin together want it of one owner, before anybody knows of anybody."""
+    async with running(tmp_path) as (cluster, file, _):
+        first = Span(0, 0, MIB)
+        await asyncio.gather(*(p.reader.read(file, first) for p in cluster.peers.values()))
+        assert fills(cluster) == 1
+        received = [sum(session(p, file).received_bytes.values()) for p in cluster.peers.values()]
+        assert sorted(received) == [0, MIB, MIB, MIB], "all but its owner had it in a swarm"
+        schedulers = [session(p, file).scheduler for p in cluster.peers.values()]
+        await until(lambda: not any(scheduler.flying for scheduler in schedulers))
+        assert all(s.mine == 1 for s in schedulers), "nobody reads on, nothing more is brought"
+
+
+async def test_who_wants_one_block_of_the_middle_reads_alone(tmp_path: Path) -> None:
+    async with running(tmp_path) as (cluster, file, _):
+        await cluster.peers["a"].reader.read(file, Span(7, 0, 4096))
+        assert swarms_of(cluster.peers["a"]).session(file.id) is None
+
+
 async def test_a_reader_that_dies_costs_the_others_no_error_and_no_second_fill(
     tmp_path: Path,
 ) -> None:
