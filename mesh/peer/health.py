@@ -33,6 +33,9 @@ RATES_KEPT = 32
 
 HEDGE_AFTER_MIN_S = 0.2
 HEDGE_AFTER_MAX_S = 2.0
+SLOW_AFTER_MAX_S = 5.0
+"""As long as one stream may be silent at all (`wire.channels.STALL_S`)."""
+
 HEDGE_AFTER_MEDIANS = 3.0
 HEDGE_QUANTILE = 0.95
 """What one answer of twenty takes is no silence: to hedge then costs 5 % more requests
@@ -172,7 +175,7 @@ class Slow:
 
     @property
     def after_s(self) -> float:
-        return max(self.hedging.after_s, min(HEDGE_AFTER_MAX_S, self.patience_s))
+        return max(self.hedging.after_s, min(SLOW_AFTER_MAX_S, self.patience_s))
 
     @property
     def lost_after_s(self) -> float:

@@ -75,6 +75,9 @@ class Session:
         self.active_s = clock()
         """When somebody read of it, or was sent of it."""
 
+        self.is_read_on = False
+        """Whether anybody here has read past the block that the session began with."""
+
         self.gone: frozenset[str] = frozenset()
         """Members who don't answer: others fill what is theirs."""
 
@@ -127,6 +130,7 @@ class Session:
     def reads(self, index: int) -> None:
         """Note that a stream of this host has come to a block."""
         self.active_s = self._clock()
+        self.is_read_on = True
         self.step(Reads(index))
 
     @property
@@ -174,6 +178,7 @@ class Session:
 
     def want_all(self) -> None:
         """Have the whole file brought here."""
+        self.is_read_on = True
         self.scheduler.want_all()
         self.step(Tick())
 

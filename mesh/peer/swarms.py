@@ -59,6 +59,10 @@ GRAPHS_MAX = 1024
 LINGER_S = 60.0
 """For so long after the last read a version is still given to others."""
 
+LINGER_HEAD_S = 3.0
+"""Likewise where nobody read on after the first block: who looks at the heads of thousands of
+files must not take the places of those who read."""
+
 JOIN_TIMEOUT_S = 1.0
 BROUGHT_AT_ONCE = 4
 HEARTBEAT = Piece(0, 0, b"")
@@ -198,7 +202,8 @@ class Swarms:
             await self._ask(self._request(session, is_leaving=True))
 
     def _is_over(self, session: Session) -> bool:
-        return session.is_idle and self._clock() - session.active_s > LINGER_S
+        linger_s = LINGER_S if session.is_read_on else LINGER_HEAD_S
+        return session.is_idle and self._clock() - session.active_s > linger_s
 
     async def _join(self, session: Session) -> None:
         members = self._neighbors.view.members

@@ -14,12 +14,14 @@ from mesh.peer.health import (
     HEDGE_BURST,
     HEDGE_SHARE,
     RECENT_S,
+    SLOW_AFTER_MAX_S,
     SLOW_BLOCKS,
     SLOW_FOR_MAX_S,
     SLOW_FOR_S,
     Health,
     Hedging,
     Lag,
+    Slow,
 )
 
 
@@ -135,3 +137,14 @@ def test_lag_is_forgotten_bit_by_bit() -> None:
     lag.woke(0.01, 10.1)
     assert 0.9 < lag.worst_s(10.1) < 1.0, "a good moment does not undo a bad one"
     assert lag.worst_s(30.0) < 0.01
+
+
+def test_a_slow_link_is_waited_for_longer_and_a_fast_one_no_less() -> None:
+    hedging = Hedging()
+    assert Slow(hedging, 0.0).after_s == HEDGE_AFTER_MIN_S
+    assert Slow(hedging, 1.5).after_s == 1.5
+    assert Slow(hedging, 1.5).lost_after_s == 3.0
+    assert Slow(hedging, 60.0).after_s == SLOW_AFTER_MAX_S, "not for ever"
+    for _ in range(int(HEDGE_BURST)):
+        assert Slow(hedging, 1.5).may()
+    assert not hedging.may(), "of the same budget"
