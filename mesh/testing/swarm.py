@@ -33,6 +33,8 @@ from mesh.swarm.scheduler import Rules, Scheduler
 from mesh.swarm.slots import Busy, SlotRules, Slots, Ticket
 
 VERSION = b"simulated version"
+HOLDERS_ASKED = 16
+"""As many as a peer asks for copies while somebody is away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +224,21 @@ class World:
             blocks=what.blocks,
         )
 
+    def _owners(self, index: int) -> list[str]:
+        """Return the owners of a block that live; the next one on the ring if none does."""
+        found = [name for name in self.owners_of[index] if not self.hosts[name].is_dead]
+        if found:
+            return found
+        after = self.names[index % len(self.names) :] + self.names
+        return [next(name for name in after if not self.hosts[name].is_dead)]
+
+    def _holder(self, index: int) -> _Host | None:
+        """Return who has a block of those that an owner asks whose primary is gone
+        (`peer.neighbors.other_holders`)."""
+        asked = self.random.sample(self.names, min(HOLDERS_ASKED, len(self.names)))
+        hosts = [self.hosts[name] for name in asked if not self.hosts[name].is_dead]
+        return next((h for h in hosts if h.scheduler and h.scheduler.mine >> index & 1), None)
+
     # A reader's life
 
     def _begin(self, name: str) -> None:
@@ -231,7 +248,7 @@ class World:
         host.scheduler = Scheduler(
             self.what.blocks,
             name,
-            lambda index: [o for o in self.owners_of[index] if not self.hosts[o].is_dead],
+            self._owners,
             Random(self.random.random()),  # noqa: S311
             mine=host.filled,
             rules=self.what.rules,
@@ -264,6 +281,10 @@ class World:
         for host, fetch in dead.asked.values():
             self.at(self.what.message_s, partial(self._miss, host, fetch, is_away=True))
         dead.asked.clear()
+        fills, dead.fills = dead.fills, {}
+        for index, waiting in fills.items():
+            for then in waiting:  # who had it relayed asks the next one
+                self._fill(self.hosts[self._owners(index)[0]], index, then)
         self.graph.leave(name)
         for host in self.hosts.values():
             if host.scheduler and not host.is_dead and name in host.scheduler.neighbors:
@@ -375,7 +396,7 @@ class World:
         mine = sender.scheduler.mine if sender.scheduler else sender.filled
         if mine >> fetch.index & 1:
             begin()
-        elif sender.name in self.owners_of[fetch.index]:
+        elif sender.name in self._owners(fetch.index):
             self._fill(sender, fetch.index, begin)
         elif sender.scheduler is not None and sender.scheduler.is_coming(fetch.index):
             sender.passed_on.setdefault(fetch.index, []).append(begin)
@@ -399,7 +420,7 @@ class World:
         waiting.append(then)
         if len(waiting) > 1:
             return
-        first = self.hosts[next(o for o in self.owners_of[index] if not self.hosts[o].is_dead)]
+        first = self.hosts[self._owners(index)[0]]
         if host.filled >> index & 1 or (host.scheduler and host.scheduler.mine >> index & 1):
             self.at(0, partial(self._filled, host, index))
             return
@@ -408,6 +429,9 @@ class World:
             self._fill(
                 first, index, lambda: self.at(self.what.block_s, partial(self._filled, host, index))
             )
+            return
+        if host.name != self.owners_of[index][0] and (holder := self._holder(index)) is not None:
+            holder.uplink.send(self.what.block_s, partial(self._filled, host, index))
             return
         self.under_store_blocks += 1
         took_s = self.what.block_s / self.what.under_store_links

@@ -44,6 +44,15 @@ def test_who_dies_costs_the_others_little() -> None:
     assert done.egress <= 1.03  # what only the dead had, and of 128 blocks each counts
 
 
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_many_who_die_at_once(seed: int) -> None:
+    """Some blocks lose all of their owners; those after them on the ring own them then."""
+    done = fan_out(FanOut(readers=60, blocks=128, killed=0.3, seed=seed, under_store_links=4.0))
+    assert len(done.done) == 42
+    assert done.ratio <= 1.45 + 0.15
+    assert done.egress <= 1.05  # what only the dead had
+
+
 def test_slow_senders_do_not_make_the_others_slow() -> None:
     done = fan_out(FanOut(readers=50, blocks=256, slow=0.02, under_store_links=4.0))
     assert done.healthy[-1] <= 1.35
