@@ -146,6 +146,19 @@ def test_news_are_told_together_and_soon() -> None:
     assert [a for a in actions if isinstance(a, Announce)] == [Announce(("b",), 1 << index)]
 
 
+def test_who_has_announced_a_block_is_not_told_of_it() -> None:
+    """It asks nobody for it."""
+    reader = Reader()
+    reader.step(Reads(1))
+    for peer, blocks in (("a", mask_of([1])), ("b", mask_of([2])), ("c", 0)):
+        reader.step(Met(peer))
+        reader.step(Has(peer, blocks, 4))
+    assert reader.flying[1].source == "a"
+    reader.arrive(1)
+    told = [a for a in reader.step(Tick(), after_s=0.5) if isinstance(a, Announce)]
+    assert told == [Announce(("b", "c"), mask_of([1]))]
+
+
 def test_a_neighbor_is_told_all_when_it_is_met() -> None:
     reader = Reader(mine=mask_of([3, 9]))
     assert reader.step(Met("a")) == [Announce(("a",), mask_of([3, 9]))]
