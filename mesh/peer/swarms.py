@@ -374,10 +374,6 @@ class Swarms:
         for session in list(self._sessions.values()):
             session.lost(peer)
 
-    def neighbors_of(self, version: bytes) -> Sequence[str]:
-        session = self._sessions.get(version)
-        return () if session is None else session.scheduler.neighbors
-
 
 class Pace:
     """So many bytes a second, in small bursts."""

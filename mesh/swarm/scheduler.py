@@ -237,8 +237,7 @@ class Scheduler:
         neighbors = self._sources.neighbors
         if event.peer == self._me or event.peer in neighbors:
             return []
-        neighbors[event.peer] = neighbor = Neighbor(event.zone)
-        neighbor.told = self.mine
+        neighbors[event.peer] = Neighbor(event.zone)
         return [Announce((event.peer,), self.mine)]
 
     def _note_arrived(self, now_s: float, event: Arrived) -> list[Action]:
@@ -444,11 +443,4 @@ class Scheduler:
         neighbors = self._sources.neighbors
         # Who has them too has said so, and asks nobody for them.
         peers = [peer for peer, neighbor in neighbors.items() if news & ~neighbor.has]
-        for peer in peers:
-            neighbors[peer].told |= news
         return [Announce(tuple(peers), news)] if peers else []
-
-
-def listed(blocks: int) -> list[int]:
-    """Return a set of blocks as a list."""
-    return list(indexes_of(blocks))

@@ -40,8 +40,6 @@ class Neighbor:
     """Blocks a second while one is sent; 0 while nothing came."""
 
     blocks: int = 0
-    told: int = 0
-    """What it was told that we have."""
 
 
 class Sources:

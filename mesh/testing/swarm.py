@@ -7,13 +7,13 @@ refusals take a moment. What the disks and the CPUs need is not simulated.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from random import Random
 
-from mesh.swarm.bits import indexes_of, lowest, span
+from mesh.swarm.bits import lowest, span
 from mesh.swarm.events import (
     Action,
     Announce,
@@ -457,7 +457,3 @@ class World:
 def fan_out(what: FanOut) -> Outcome:
     """Run it; the same *what* comes out the same."""
     return World(what).run()
-
-
-def blocks_of(mask: int) -> Sequence[int]:
-    return list(indexes_of(mask))
