@@ -321,6 +321,21 @@ def check_address_or_off(written: str) -> str:
     return check_address(written) if written else ""
 
 
+def port_or_word(written: object) -> int | None:
+    """Return a TCP port, 0 for "any" free one and None for "off"; raises `BrokenRule`."""
+    if written in ("any", "off"):
+        return 0 if written == "any" else None
+    is_port = isinstance(written, int) and not isinstance(written, bool)
+    if is_port and 0 < int(str(written)) < 65536:
+        return int(str(written))
+    raise BrokenRule("is no port", 'write one from 1 to 65535, "any" or "off"')
+
+
+def port_word(port: int | None) -> int | str:
+    """Return what `port_or_word` reads."""
+    return "off" if port is None else port or "any"
+
+
 def check_absolute(written: Path) -> Path:
     """Return *written*, a path from / on; raises `BrokenRule`."""
     if not written.is_absolute() or not str(written).isprintable():

@@ -49,6 +49,7 @@ def peer_settings(settings: Settings) -> PeerSettings:
         staged_bytes_max=min(settings.store.staging, settings.store.capacity // 2),
         upload_bytes_per_s=settings.store.upload_limit,
         memory_bytes=settings.peer.memory,
+        bulk_port=settings.peer.bulk,
         is_swarming=settings.peer.swarm,
         egress_bytes_per_s=settings.peer.egress_limit,
         check_under_stores=settings.peer.check_under_stores,

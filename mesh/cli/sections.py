@@ -28,6 +28,7 @@ from mesh.understore.understore import Durability
 Text = Annotated[str, AfterValidator(q.check_text)]
 Name = Annotated[str, AfterValidator(q.check_name)]
 Address = Annotated[str, AfterValidator(q.check_address)]
+BulkPort = Annotated[int | None, BeforeValidator(q.port_or_word), PlainSerializer(q.port_word)]
 AddressOrOff = Annotated[str, AfterValidator(q.check_address_or_off)]
 Size = Annotated[int, BeforeValidator(q.parse_size), PlainSerializer(q.format_size)]
 Seconds = Annotated[float, BeforeValidator(q.parse_seconds), PlainSerializer(q.format_seconds)]
@@ -123,6 +124,8 @@ class PeerSection(Section):
     """Where the mounts of this host find it; peer.sock in store.directory unless set."""
     memory: Annotated[Size, AfterValidator(q.at_least(64 * MIB))] = 512 * MIB
     """Bytes in flight, all together."""
+    bulk: BulkPort = 0
+    """The port where the others get blocks without gRPC: "any" that is free, or "off"."""
     swarm: bool = True
     """Whether large files are read with the help of the other readers, not of owners alone."""
     egress_limit: Annotated[Size, AfterValidator(q.at_least(0))] = 0

@@ -34,7 +34,7 @@ RATES_KEPT = 32
 HEDGE_AFTER_MIN_S = 0.2
 HEDGE_AFTER_MAX_S = 2.0
 SLOW_AFTER_MAX_S = 5.0
-"""As long as one stream may be silent at all (`wire.channels.STALL_S`)."""
+"""As long as one stream may be silent at all (`wire.basics.STALL_S`)."""
 
 HEDGE_AFTER_MEDIANS = 3.0
 HEDGE_QUANTILE = 0.95

@@ -84,6 +84,10 @@ class PeerSettings:
     is_swarming: bool = True
     """Whether large files are read with the help of other readers."""
 
+    bulk_port: int | None = 0
+    """Where neighbors get blocks without gRPC, 0 for any free port; None for nowhere. Where
+    there is TLS, nowhere."""
+
     egress_bytes_per_s: float = 0.0
     """How fast this peer gives others what they read together; 0: as fast as it can."""
 
@@ -142,6 +146,8 @@ async def running_peer(settings: PeerSettings) -> AsyncIterator[Peer]:
                 await under_store.prepare()
         _check_free("peer.listen", settings.listen)
         _check_free("peer.metrics", settings.metrics_address)
+        if settings.bulk_port:
+            _check_free("peer.bulk", f"{settings.listen.rpartition(':')[0]}:{settings.bulk_port}")
         if settings.check_under_stores:
             await _check(settings.mounts, stores)
         store = await stack.enter_async_context(
@@ -165,14 +171,16 @@ async def _running(
     """Build what works on the store, open the doors, and become a member of the mesh."""
     me = replace(settings.me, id=store.peer_id, run=store.run)
     passport = Passport(settings.cluster, settings.key_fingerprint, lambda: neighbors.view.epoch)
+    control = Channels(settings.tls, passport=passport)
+    stack.push_async_callback(control.aclose)
     channels = Channels(
         settings.tls,
         passport=passport,
         on_other_epoch=lambda address, epoch: presence.note_epoch(address, epoch),
+        control=control,
+        is_bulk=settings.bulk_port is not None,
     )
     stack.push_async_callback(channels.aclose)
-    control = Channels(settings.tls, passport=passport)
-    stack.push_async_callback(control.aclose)
     tasks = await stack.enter_async_context(_tasks())
     neighbors = RingNeighbors(view_of([me]), me.name, channels, metrics=metrics, control=control)
     stack.push_async_callback(neighbors.aclose)
@@ -195,7 +203,7 @@ async def _running(
     reporter = Reporter(settings.cluster, store, neighbors, metrics)
     keeper = Keeper(store, reader, neighbors, table, catalog, tasks, metrics, directory=directory)
     await keeper.load()
-    swarms = _swarms(settings, neighbors, shards, reader, reporter, tasks)
+    swarms = _swarms(settings, neighbors, reader, reporter, tasks)
     membership: Membership = membership_of(settings.membership, me, neighbors.hello)
     moved = (repair.due, swarms.ring_changed)
     presence = Presence(membership, neighbors, me, view_path=directory / VIEW_FILE, moved=moved)
@@ -241,13 +249,12 @@ def _repair(
 def _swarms(
     settings: PeerSettings,
     neighbors: RingNeighbors,
-    shards: Shards,
     reader: BlockReader,
     reporter: Reporter,
     tasks: asyncio.TaskGroup,
 ) -> Swarms:
     reader.swarms = swarms = Swarms(
-        *(neighbors, shards, reader, tasks),
+        *(neighbors, reader, tasks),
         held=reporter.held,
         clock=monotonic_s,
         random=Random(),  # noqa: S311 (whom to ask, no secret)
@@ -382,6 +389,14 @@ async def _listen(server: PeerServer, settings: PeerSettings) -> None:
             f"peer.listen {settings.listen}: the address is in use or not this host's; "
             "stop who uses it or name another"
         ) from error
+    if settings.bulk_port is not None and settings.tls is None:
+        host = settings.listen.rpartition(":")[0].strip("[]")
+        try:
+            await server.listen_bulk(host, settings.bulk_port)
+        except OSError as error:
+            raise Unusable(
+                f"peer.bulk {settings.bulk_port}: {error.strerror}; name another port, or any"
+            ) from error
     # The lock on the data directory says that whoever left a socket there is gone.
     for socket in (settings.socket, Path(mount_socket(str(settings.socket)))):
         with suppress(FileNotFoundError):

@@ -27,9 +27,11 @@ from mesh.peer.gather import Gatherer
 from mesh.peer.reader import BlockReader
 from mesh.peer.report import Reporter
 from mesh.wire.basics import Method, status_of
+from mesh.wire.bulk_server import BulkServer
 from mesh.wire.catalog import INVALIDATE, KEEP, LIST, LOOKUP, REFRESH, STAT, WATCH
 from mesh.wire.channels import HEARTBEAT_S, SERVER_OPTIONS
 from mesh.wire.codec import (
+    BULK,
     DESCRIBE,
     FETCH,
     GATHER,
@@ -48,6 +50,7 @@ from mesh.wire.local import Handler as LocalHandler
 from mesh.wire.local import LocalServer, mount_socket, nobody_elses
 from mesh.wire.messages import (
     BlockRequest,
+    BulkReply,
     Description,
     FetchReply,
     FetchRequest,
@@ -222,6 +225,11 @@ class PeerServer:
         """Serve what *servicers* does, *more*, *streams* and *pushes*, where a caller sends
         many requests; to the mounts of this host *for_mounts*."""
         self._border = Border(passport)
+        self._bulk = BulkServer(
+            [(SERVE, servicers.serve), (PEEK, servicers.peek), *streams],
+            [(method, call) for method, call, _ in pushes],
+            passport.epoch,
+        )
         self._stops = asyncio.Event()
         self._health = health.aio.HealthServicer()
         neighbors: list[tuple[Method[Any, Any], Any]] = [
@@ -238,6 +246,7 @@ class PeerServer:
             _unary(self._border, INVALIDATE, servicers.invalidate),
             _unary(self._border, KEEP, servicers.keep),
             _unary(self._border, DESCRIBE, servicers.describe),
+            _unary(self._border, BULK, self._where_bulk),
             *(_stream(self._border, method, call) for method, call in streams),
             *(_pushed(self._border, method, call, self._stops) for method, call, _ in pushes),
         ]
@@ -279,6 +288,13 @@ class PeerServer:
         await server.start()
         return int(port)
 
+    async def listen_bulk(self, host: str, port: int) -> None:
+        """Send blocks to neighbors without gRPC as well; OSError when the port is taken."""
+        await self._bulk.listen(host, port)
+
+    async def _where_bulk(self, request: Nothing) -> BulkReply:
+        return self._bulk.reply
+
     async def listen_here(self, socket: str) -> None:
         """Serve this host's people on a Unix socket, and its mounts on another beside it."""
         server = self._server(self._host_methods)
@@ -302,6 +318,7 @@ class PeerServer:
         self._stops.set()  # who pushes would do so for ever
         await asyncio.gather(
             self._local.aclose(grace_s=STOP_GRACE_S),
+            self._bulk.aclose(grace_s=STOP_GRACE_S),
             *(server.stop(STOP_GRACE_S) for server in self._servers),
         )
 

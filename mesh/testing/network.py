@@ -23,8 +23,8 @@ import structlog
 
 from mesh.errors import MeshError, PeerUnavailable
 from mesh.testing.membership import SimWorld
-from mesh.wire.basics import Method
-from mesh.wire.channels import CALL_TIMEOUT_S, STALL_S, STREAM_TIMEOUT_S
+from mesh.wire.basics import STALL_S, Method
+from mesh.wire.channels import CALL_TIMEOUT_S, STREAM_TIMEOUT_S
 from mesh.wire.messages import Piece
 
 log = structlog.get_logger()

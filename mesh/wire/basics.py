@@ -37,6 +37,11 @@ class Method(Generic[Q, A]):
         return f"/{self.service}/{self.name}"
 
 
+STALL_S = 5.0
+"""A sender that has nothing yet says so at once and every `channels.HEARTBEAT_S`; what is
+silent for so long is stuck, even if other streams of its peer are not. That nothing at all
+comes from a peer shows much sooner (`hedged.Signs`)."""
+
 # Errors
 
 _CODES: list[tuple[type[MeshError], grpc.StatusCode]] = [

@@ -8,8 +8,9 @@ goes on elsewhere at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,9 +18,12 @@ import grpc
 
 from mesh.blocks import MIB, PIECE_BYTES
 from mesh.errors import PeerUnavailable
-from mesh.wire.basics import Method, error_of
-from mesh.wire.messages import Piece
+from mesh.wire.basics import STALL_S, Method, error_of
+from mesh.wire.bulk import Lanes
+from mesh.wire.codec import BULK
+from mesh.wire.messages import BlockRequest, BulkReply, Nothing, Piece
 from mesh.wire.passport import Passport, words_of
+from mesh.wire.swarm import TakeRequest
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -27,11 +31,6 @@ A = TypeVar("A")
 CALL_TIMEOUT_S = 5.0
 STREAM_TIMEOUT_S = 60.0
 PUSH_TIMEOUT_S = 600.0
-STALL_S = 5.0
-"""A sender that has nothing yet says so at once and every HEARTBEAT_S; what is silent for
-so long is stuck, even if other streams of its peer are not. That nothing at all comes
-from a peer shows much sooner (`hedged.Signs`)."""
-
 HEARTBEAT_S = 0.1
 
 NOT_CONNECTED = "failed to connect"
@@ -46,7 +45,7 @@ OPTIONS = [
     ("grpc.http2.max_frame_size", 4 * MIB),
     ("grpc.keepalive_time_ms", 2000),
     ("grpc.keepalive_timeout_ms", 1000),
-    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.min_reconnect_backoff_ms", 500),
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -91,10 +90,18 @@ class Channels:
         *,
         passport: Passport | None = None,
         on_other_epoch: Callable[[str, int], None] = lambda address, epoch: None,
+        control: Channels | None = None,
+        is_bulk: bool = False,
     ) -> None:
         """Show *passport* in every call; have *on_other_epoch* told of the address of who
-        answered under another epoch, and of that epoch."""
+        answered under another epoch, and of that epoch. Small things go over *control*: on
+        connections of its own, they need not queue behind the megabytes that are under way.
+        With *is_bulk* use the bulk channels of those who have one; never where there is *tls*."""
         self._tls = tls
+        self._control = control or self
+        self._lanes: Lanes | None = None
+        if is_bulk and tls is None:
+            self._lanes = Lanes(self._control.ask_bulk, self._note_epoch)
         self._passport = passport
         self._on_other_epoch = on_other_epoch
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -121,13 +128,19 @@ class Channels:
         await self._compare(address, asked)
         return answer
 
-    async def pieces(
-        self, address: str, method: Method[Q, Piece], request: Q
-    ) -> AsyncIterator[Piece]:
+    def pieces(self, address: str, method: Method[Q, Piece], request: Q) -> AsyncIterator[Piece]:
         """Yield the pieces of a block, and heartbeats, which have no data, while there is none.
 
         Raises `PeerUnavailable` once the sender falls silent.
         """
+        streamed = partial(self._streamed, address, method, request)
+        if self._lanes is None or not isinstance(request, BlockRequest | TakeRequest):
+            return streamed()
+        return self._lanes.pieces(address, method, request, streamed)
+
+    async def _streamed(
+        self, address: str, method: Method[Q, Piece], request: Q
+    ) -> AsyncGenerator[Piece, None]:
         channel = self._channel(address)
         stream = channel.unary_stream(
             method.path,
@@ -153,6 +166,12 @@ class Channels:
     async def push(self, address: str, method: Method[Q, A], values: AsyncIterator[Q]) -> None:
         """Send what *values* yields, until it ends; raises what the peer raised, or
         `PeerUnavailable`."""
+        if self._lanes is not None and await self._lanes.push(address, method, values):
+            return
+        await self._control.stream(address, method, values)
+
+    async def stream(self, address: str, method: Method[Q, A], values: AsyncIterator[Q]) -> None:
+        """Do so over gRPC."""
         channel = self._channel(address)
         call = channel.stream_unary(
             method.path,
@@ -181,6 +200,8 @@ class Channels:
         self._retiring = None
 
     async def aclose(self) -> None:
+        if self._lanes is not None:
+            await self._lanes.aclose()
         if self._retiring is not None:
             self._retiring.cancel()
         for channel in [*self._channels.values(), *self._retired]:
@@ -209,6 +230,14 @@ class Channels:
         named = self._passport.other_epoch(words_of(await ended.trailing_metadata()))
         if named is not None:
             self._on_other_epoch(address, named)
+
+    async def ask_bulk(self, address: str) -> BulkReply:
+        """Return where a peer's bulk channel is; raises what `call` does."""
+        return await self.call(address, BULK, Nothing())
+
+    def _note_epoch(self, address: str, epoch: int) -> None:
+        if self._passport is not None and epoch != self._passport.epoch():
+            self._on_other_epoch(address, epoch)
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.get(address)

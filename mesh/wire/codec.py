@@ -217,6 +217,11 @@ def _files_of(files: Iterable[pb.File]) -> tuple[FileVersion, ...]:
     return tuple(file_of(file) for file in files)
 
 
+def _decode_bulk(data: bytes) -> m.BulkReply:
+    value = pb.BulkReply.FromString(data)
+    return m.BulkReply(value.port, value.token)
+
+
 def _encode_nothing(value: m.Nothing) -> bytes:
     return b""
 
@@ -274,6 +279,14 @@ MEMBERS: Method[m.Nothing, m.MembersReply] = Method(
     _decode_nothing,
     lambda a: pb.MembersReply(view=a.view).SerializeToString(),
     lambda data: m.MembersReply(pb.MembersReply.FromString(data).view),
+)
+BULK: Method[m.Nothing, m.BulkReply] = Method(
+    "mesh.v1.Node",
+    "Bulk",
+    _encode_nothing,
+    _decode_nothing,
+    lambda a: pb.BulkReply(port=a.port, token=a.token).SerializeToString(),
+    _decode_bulk,
 )
 SERVE_SMALL: Method[m.SmallRequest, m.SmallReply] = Method(
     "mesh.v1.Blocks",

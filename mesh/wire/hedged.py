@@ -5,8 +5,8 @@
 
 The first is asked. The next is asked as well when the one before has been silent for
 longer than patience allows, and instead when it failed. What comes first is taken.
-Whoever is left over is let end: a stream of grpc.aio that is cancelled leaks memory
-(grpc issue 43360).
+Whoever is left over is hung up on if that is free, and else let end: a stream of grpc.aio
+that is cancelled leaks memory (grpc issue 43360).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mesh.clock import Clock
 from mesh.errors import MeshError
@@ -30,7 +30,7 @@ MARGIN_S = 0.001
 """A timer that fires a moment early must not be set again for nothing."""
 
 STRAYS_MAX = 256
-"""Streams that nobody wants any more and that are let end; over this they are cut off."""
+"""Streams that nobody wants any more and that are let end; over this all are cut off."""
 
 
 class Patience(Protocol):
@@ -49,6 +49,20 @@ class Patience(Protocol):
     def may(self) -> bool:
         """Take what one more request costs; False if it can't be had now."""
         ...
+
+
+@runtime_checkable
+class Cuttable(Protocol):
+    """A stream that can be hung up on without harm, and says when part of a piece comes."""
+
+    on_sign: Callable[[], None] | None
+
+    @property
+    def is_worth_cutting(self) -> bool:
+        """Whether more is to come than what ends it."""
+        ...
+
+    async def aclose(self) -> None: ...
 
 
 class Signs:
@@ -194,8 +208,11 @@ class Hedged:
     def _feel(self, live: list[Source]) -> None:
         """Ask those who begin to be silent for a sign of life."""
         for source in live:
-            if self.silent_s(source) >= self._patience.after_s * PULSE_AT:
+            if self._begins_silence(source):
                 self._pulse(source.peer)
+
+    def _begins_silence(self, source: Source) -> bool:
+        return self.silent_s(source) >= self._patience.after_s * PULSE_AT
 
     def are_silent(self, sources: list[Source]) -> bool:
         """Whether nothing has come from any of *sources* for too long."""
@@ -224,6 +241,8 @@ class Hedged:
         peer = self._peers.popleft()
         source = Source(peer, self._ask(peer), self._clock())
         self._signs.asked(peer, source.began_s)
+        if isinstance(source.stream, Cuttable):
+            source.stream.on_sign = lambda: self._signs.heard(peer, self._clock())
         source.next = self._begun(source)
         self.sources.append(source)
         return True
@@ -257,8 +276,10 @@ class Hedged:
         """Wait for what a source sends next, wanted or not."""
         try:
             piece = await anext(source.stream)
-        except BaseException:
-            self._signs.forget(source.peer)
+        except BaseException as error:
+            # Who is hung up on although a sign of life was asked for is still being judged.
+            if not (isinstance(error, asyncio.CancelledError) and self._begins_silence(source)):
+                self._signs.forget(source.peer)
             raise
         self._signs.heard(source.peer, self._clock())
         return piece
@@ -276,10 +297,14 @@ class Strays:
             if source.is_ended:
                 continue
             source.is_over = source.is_ended = True
-            if len(self._tasks) >= STRAYS_MAX:
+            stream = source.stream
+            if isinstance(stream, Cuttable) and stream.is_worth_cutting:
+                task = asyncio.ensure_future(_cut(source.next, stream))
+            elif len(self._tasks) < STRAYS_MAX:
+                task = asyncio.ensure_future(_drained(hedged, source))
+            else:
                 source.next.cancel()
                 continue
-            task = asyncio.ensure_future(_drained(hedged, source))
             self._tasks[task] = None
             task.add_done_callback(self._forget)
 
@@ -293,6 +318,12 @@ class Strays:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _cut(reading: asyncio.Future[Piece], stream: Cuttable) -> None:
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    await stream.aclose()
 
 
 async def _drained(hedged: Hedged, source: Source) -> None:

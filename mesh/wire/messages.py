@@ -57,6 +57,14 @@ class HelloReply:
 
 
 @dataclass(frozen=True, slots=True)
+class BulkReply:
+    port: int
+    """On the host of the peer's address; 0 for nowhere."""
+
+    token: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class MembersReply:
     view: bytes
     """JSON of a `membership.view.View`; empty when the asker has this one."""

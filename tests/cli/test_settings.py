@@ -37,6 +37,8 @@ url = "file:///data"
 S3 = GOOD.replace("file:///data", "s3://bucket/prefix") + '[mounts."/".s3]\n'
 BEYOND = GOOD.replace("127.0.0.1:7102", "10.0.0.2:7102")
 
+BULK = 'is no port; write one from 1 to 65535, "any" or "off"'
+
 Write = Callable[[str], Path]
 
 
@@ -201,6 +203,9 @@ STORE_KEYS = "write one of directory, capacity, free_space_ratio, staging, uploa
         ("peer", "metrics", '"127.0.0.1:70000"', PORT),
         ("peer", "socket", f'"/{"x" * 100}"', f"has 101 {LONG}; write a shorter path"),
         ("peer", "memory", '"1MiB"', SMALL),
+        ("peer", "bulk", '"often"', BULK),
+        ("peer", "bulk", "70000", BULK),
+        ("peer", "bulk", "true", BULK),
         ("peer", "check_under_stores", '"maybe"', BOOLEAN),
         ('mounts."/"', "url", '"/data"', URL),
         ('mounts."/"', "block", '"3MiB"', BLOCK),
@@ -223,6 +228,15 @@ def test_a_bad_value_is_one_line(
 ) -> None:
     text = with_line(f"[{section}]", f"{key} = {value}")
     assert mistakes(write(text)) == [f"{section}.{key}: {value} {message}"]
+
+
+@pytest.mark.parametrize(("value", "port"), [('"any"', 0), ('"off"', None), ("7103", 7103)])
+def test_the_bulk_channel_has_a_port_any_or_none(
+    write: Write, value: str, port: int | None
+) -> None:
+    settings = load_settings(write(with_line("[peer]", f"bulk = {value}")))
+    assert settings.peer.bulk == port
+    assert f"bulk = {value}" in render_toml(settings)
 
 
 @pytest.mark.parametrize(

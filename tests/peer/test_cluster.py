@@ -29,7 +29,7 @@ from mesh.testing.memory import SOURCE, MemoryUnderStore
 from mesh.testing.servers import free_port
 from mesh.understore.understore import UnderStoreSettings
 from mesh.wire.channels import Channels
-from mesh.wire.codec import DESCRIBE, HELD, LOCATE, OVERVIEW, SERVE
+from mesh.wire.codec import BULK, DESCRIBE, HELD, LOCATE, OVERVIEW, SERVE
 from mesh.wire.messages import BlockRequest, HeldRequest, LocateRequest, Nothing
 
 NAMES = ("a", "b", "c")
@@ -478,6 +478,25 @@ async def test_a_metrics_address_in_use_is_unusable(tmp_path: Path) -> None:
     async with running_peer(replace(settings_of(tmp_path), metrics_address=address)):
         with pytest.raises(Unusable, match=rf"peer\.metrics {address}"):
             await start_and_stop(replace(settings_of(tmp_path, "b"), metrics_address=address))
+
+
+async def test_a_bulk_port_in_use_is_unusable_and_changes_nothing(tmp_path: Path) -> None:
+    port = free_port()
+    async with running_peer(replace(settings_of(tmp_path), bulk_port=port)):
+        before = snapshot(tmp_path)
+        with pytest.raises(Unusable, match=rf"peer\.bulk 127\.0\.0\.1:{port}"):
+            await start_and_stop(replace(settings_of(tmp_path, "b"), bulk_port=port))
+        assert snapshot(tmp_path) == before
+
+
+async def test_who_has_no_bulk_channel_says_so(tmp_path: Path) -> None:
+    for port in (0, None):
+        settings = replace(settings_of(tmp_path), bulk_port=port)
+        async with running_peer(settings):
+            channels = Channels()
+            reply = await channels.call(settings.listen, BULK, Nothing())
+            await channels.aclose()
+        assert bool(reply.port) == bool(reply.token) == (port is not None)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from mesh.errors import NotFound, PeerUnavailable
 from mesh.testing.loop import Stuck, simulate
 from mesh.testing.membership import SimWorld
 from mesh.testing.network import SimChannels, SimNetwork
-from mesh.wire.channels import STALL_S
+from mesh.wire.basics import STALL_S
 from mesh.wire.codec import HELD, SERVE
 from mesh.wire.messages import HeldReply, Piece
 

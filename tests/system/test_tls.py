@@ -9,6 +9,8 @@ import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from mesh.wire.codec import BULK
+from mesh.wire.messages import Nothing
 from tests.system.hosts import Hosts, directory
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow]
@@ -55,6 +57,11 @@ def test_a_mesh_over_tls(tmp_path: Path) -> None:
         key, cert = (tmp_path / "key.pem").read_bytes(), (tmp_path / "cert.pem").read_bytes()
         root = (tmp_path / "ca.pem").read_bytes()
         check(hosts.addresses["two"], grpc.ssl_channel_credentials(root, key, cert))
+        with grpc.secure_channel(
+            hosts.addresses["two"], grpc.ssl_channel_credentials(root, key, cert)
+        ) as channel:
+            ask = channel.unary_unary(BULK.path, BULK.encode_request, BULK.decode_reply)
+            assert ask(Nothing(), timeout=5).port == 0  # blocks are nowhere to be had in the clear
         stranger = trustme.CA().issue_cert("127.0.0.1")
         strange = grpc.ssl_channel_credentials(
             root, stranger.private_key_pem.bytes(), stranger.cert_chain_pems[0].bytes()

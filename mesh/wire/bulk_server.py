@@ -1,0 +1,174 @@
+"""The end of the bulk channel that sends (`bulk` says what is spoken)."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import resource
+import secrets
+import socket as sockets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
+from typing import Any
+
+import structlog
+
+from mesh.errors import MeshError
+from mesh.wire.basics import Method, named
+from mesh.wire.bulk import (
+    ASKED,
+    END,
+    EPOCH,
+    FAILED,
+    IDLE_S,
+    MAGIC,
+    METHODS,
+    PIECE,
+    REQUEST_BYTES_MAX,
+    TOKEN_BYTES,
+    Connection,
+)
+from mesh.wire.messages import BulkReply, Piece
+
+log = structlog.get_logger()
+
+Handler = tuple[Method[Any, Piece], Callable[[Any], AsyncGenerator[Piece, None]]]
+PushHandler = tuple[Method[Any, Any], Callable[[Any], Awaitable[Any]]]
+
+CONNECTIONS_MAX = 1024
+"""Who comes then is hung up on, and asks over gRPC."""
+
+GREETING_S = 2.0
+IDLE_MAX_S = 4 * IDLE_S
+"""Callers close what they don't use, sooner than this."""
+
+BACKLOG = 128
+NO_PLACE_S = 0.1
+"""Pause when a connection can't be taken, for want of descriptors."""
+
+
+class BulkServer:
+    """Sends blocks to the peers that know its token."""
+
+    def __init__(
+        self, handlers: Sequence[Handler], pushes: Sequence[PushHandler], epoch: Callable[[], int]
+    ) -> None:
+        """Send what *handlers* yield, take what is pushed, and say under which epoch."""
+        paths = [method.path for method in METHODS]
+        self._handlers = {paths.index(m.path): (m, c) for m, c in handlers if m.path in paths}
+        self._pushes = {paths.index(m.path): (m, c) for m, c in pushes if m.path in paths}
+        self._epoch = epoch
+        files_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._connections_max = min(CONNECTIONS_MAX, files_max // 4)
+        self._token = secrets.token_bytes(TOKEN_BYTES)
+        self._listener: sockets.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+        self._sending: set[asyncio.Task[None]] = set()
+
+    @property
+    def reply(self) -> BulkReply:
+        """Where it is, and the word that opens it; port 0 while it is nowhere."""
+        if self._listener is None:
+            return BulkReply(0, b"")
+        return BulkReply(self._listener.getsockname()[1], self._token)
+
+    async def listen(self, host: str, port: int) -> None:
+        """Take connections on a port of *host*, any free one for 0; OSError when it is taken."""
+        family = sockets.AF_INET6 if ":" in host else sockets.AF_INET
+        listener = sockets.create_server((host, port), family=family, backlog=BACKLOG)
+        listener.settimeout(0)
+        self._listener = listener
+        self._accepting = asyncio.get_running_loop().create_task(self._accept(listener))
+
+    async def aclose(self, *, grace_s: float) -> None:
+        """Take no more connections, let what is being sent end for a while, and close."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.gather(self._accepting, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        if self._sending:
+            await asyncio.wait(self._sending, timeout=grace_s)
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    async def _accept(self, listener: sockets.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                socket, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                log.warning("bulk channel", reason=error.strerror)
+                await asyncio.sleep(NO_PLACE_S)
+                continue
+            if len(self._serving) >= self._connections_max:
+                socket.close()
+                continue
+            task = loop.create_task(self._serve(socket))
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, socket: sockets.socket) -> None:
+        """Answer one caller, one block after the other, until it hangs up."""
+        with socket, suppress(OSError, EOFError):  # a TimeoutError is an OSError
+            connection = Connection(socket)
+            greeting = await connection.read(len(MAGIC) + TOKEN_BYTES, within_s=GREETING_S)
+            if not hmac.compare_digest(greeting, MAGIC + self._token):
+                return
+            while True:
+                head = await connection.read(ASKED.size, within_s=IDLE_MAX_S)
+                code, size_bytes = ASKED.unpack(head)
+                if size_bytes > REQUEST_BYTES_MAX:
+                    return
+                request = bytes(await connection.read(size_bytes))
+                if code in self._handlers:
+                    await self._answer(connection, code, request)
+                elif not await self._take(code, request):
+                    return
+
+    async def _take(self, code: int, request: bytes) -> bool:
+        """Take what was pushed; False when that can't be done."""
+        if code not in self._pushes:
+            return False
+        method, call = self._pushes[code]
+        try:
+            await call(method.decode_request(request))
+        except Exception:
+            log.exception("call failed", method=method.name)
+            return False
+        return True
+
+    async def _answer(self, connection: Connection, code: int, request: bytes) -> None:
+        method, call = self._handlers[code]
+        try:
+            asked = method.decode_request(request)
+        except Exception as error:
+            return await connection.send(FAILED, 0, 0, repr(error).encode())
+        task = asyncio.current_task()
+        assert task is not None
+        self._sending.add(task)
+        try:
+            async with aclosing(call(asked)) as pieces:
+                while (piece := await self._next(method, pieces)) is not None:
+                    if isinstance(piece, bytes):
+                        return await connection.send(FAILED, 0, 0, piece)
+                    await connection.send(PIECE, piece.number, piece.crc, piece.data)
+            await connection.send(END, 0, 0, EPOCH.pack(self._epoch()))
+        finally:
+            self._sending.discard(task)
+
+    @staticmethod
+    async def _next(
+        method: Method[Any, Piece], pieces: AsyncGenerator[Piece, None]
+    ) -> Piece | bytes | None:
+        """Return the next piece, what ended them in words, or None after the last one."""
+        try:
+            return await anext(pieces, None)
+        except MeshError as error:
+            return named(error).encode()
+        except Exception as error:
+            log.exception("call failed", method=method.name)
+            return repr(error).encode("utf-8", "backslashreplace")
