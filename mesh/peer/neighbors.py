@@ -48,7 +48,7 @@ A = TypeVar("A")
 OWNERS = 2
 """The primary, and the successor that fills while the primary is away."""
 
-LAG_EVERY_S = 0.05
+LAG_EVERY_S = 0.1
 PROBE_TIMEOUT_S = 1.0
 HELD_TIMEOUT_S = 0.3
 """A peer that was just stopped is asked too: what a read then waits for it is this, once."""
@@ -294,7 +294,8 @@ class RingNeighbors:
         )  # fmt: skip
 
     async def _feel(self, peer: str) -> None:
-        await self._control.call(self._address(peer), HELLO, Nothing(), timeout_s=PROBE_TIMEOUT_S)
+        within_s = max(PROBE_TIMEOUT_S, self.hedging.lost_after_s)
+        await self._control.call(self._address(peer), HELLO, Nothing(), timeout_s=within_s)
         self.health.heard(peer)
 
     def settle(self, hedged: Hedged) -> None:
@@ -387,7 +388,7 @@ class RingNeighbors:
 
     async def push(self, peer: str, method: Method[Q, A], values: AsyncIterator[Q]) -> None:
         """Send *peer* what *values* yields; raises what it raised, or `PeerUnavailable`."""
-        await self._control.push(self._address(peer), method, values)
+        await self._wire.push(self._address(peer), method, values)
 
     def take(self, request: TakeRequest, peer: str, *, patience_s: float = 0.0) -> Hedged:
         """Return the pieces of a block from a reader of the same version, who may be silent
@@ -419,8 +420,6 @@ class RingNeighbors:
         )
         names.update(dict.fromkeys(self.ring.owners(directory, copies=OWNERS)))
         return [name for name in names if name != self.me and self._answers(name)]
-
-    # How they are
 
     async def describe(self, peer: str) -> Description:
         """Return how *peer* is; one that does not answer is described as down."""

@@ -19,13 +19,12 @@ import structlog
 
 from mesh.blocks import FileVersion
 from mesh.clock import Clock
-from mesh.errors import Busy, MeshError, NotFound
+from mesh.errors import Busy, MeshError, NotFound, PeerUnavailable, Unavailable
 from mesh.peer.care import Handler
 from mesh.peer.neighbors import RingNeighbors
 from mesh.peer.once import quietly
 from mesh.peer.outbox import Outbox
 from mesh.peer.session import Loads, Session
-from mesh.peer.shards import Shards
 from mesh.store.entries import directory_key, split
 from mesh.swarm.bits import of_bytes
 from mesh.swarm.graph import INTERVAL_S, Graph
@@ -88,7 +87,6 @@ class Swarms:
     def __init__(
         self,
         neighbors: RingNeighbors,
-        shards: Shards,
         blocks: Blocks,
         tasks: asyncio.TaskGroup,
         *,
@@ -104,7 +102,6 @@ class Swarms:
         others, and reads from owners alone."""
         self._is_reading = is_reading
         self._neighbors = neighbors
-        self._shards = shards
         self._blocks = blocks
         self._tasks = tasks
         self._held = held
@@ -227,14 +224,19 @@ class Swarms:
 
     async def _ask(self, request: JoinRequest) -> JoinReply:
         """Ask the owners of the file's directory, one after the other."""
-
-        async def ask(peer: str) -> JoinReply:
+        directory = directory_key(request.file.source, split(request.file.path)[0])
+        failure: MeshError = PeerUnavailable("owner", "nobody to ask")
+        # Where there is no CPU to be had, all are late, and nobody is away.
+        within_s = max(JOIN_TIMEOUT_S, self._neighbors.hedging.lost_after_s)
+        for peer in self._neighbors.owners_of_names(directory):
             if self._neighbors.is_me(peer):
                 return await self.join(request)
-            return await self._neighbors.ask(peer, JOIN, request, timeout_s=JOIN_TIMEOUT_S)
-
-        directory = directory_key(request.file.source, split(request.file.path)[0])
-        return await self._shards.in_order(self._neighbors.owners_of_names(directory), ask)
+            try:
+                return await self._neighbors.ask(peer, JOIN, request, timeout_s=within_s)
+            except Unavailable as error:
+                failure = error
+                await self._neighbors.feel(peer)
+        raise failure
 
     def _zone(self, peer: str) -> str:
         member = self._neighbors.view.find(peer)

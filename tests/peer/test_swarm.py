@@ -16,7 +16,7 @@ from mesh.metrics import PEERS_NAMED_MAX, Metrics, by_label, count_of, total
 from mesh.peer.peer import Peer
 from mesh.peer.session import Session
 from mesh.peer.swarms import Pace, Swarms
-from mesh.swarm.slots import SENT_OFTEN
+from mesh.swarm.slots import SENT_OFTEN, SlotRules
 from mesh.testing.clock import ManualClock
 from mesh.testing.cluster import Cluster, running_cluster
 from mesh.testing.memory import MemoryUnderStore
@@ -172,7 +172,8 @@ async def test_who_is_asked_too_often_names_others(tmp_path: Path) -> None:
         for number in range(SENT_OFTEN):
             taken = [p async for p in swarms.take(TakeRequest(file, 0, 0, f"reader-{number}"))]
             assert b"".join(p.data for p in taken) == DATA[:MIB]
-        sends = [swarms.take(TakeRequest(file, 0, 0, f"slow-{n}")) for n in range(4)]
+        at_once = SlotRules().sends
+        sends = [swarms.take(TakeRequest(file, 0, 0, f"slow-{n}")) for n in range(at_once)]
         for send in sends:
             await anext(send)
         with pytest.raises(Busy) as busy:
@@ -196,7 +197,8 @@ async def test_a_thousand_streams_for_one_cold_block_are_one_question_to_the_und
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A thousand clients and eight peers share one thread here: nobody is silent, all are late.
-    monkeypatch.setattr("mesh.wire.channels.STALL_S", 60.0)
+    for lane in ("channels", "bulk"):
+        monkeypatch.setattr(f"mesh.wire.{lane}.STALL_S", 60.0)
     under_store = MemoryUnderStore({PATH: DATA})
     names = [f"peer-{n}" for n in range(8)]
     async with running_cluster(tmp_path, names, under_store) as cluster:
