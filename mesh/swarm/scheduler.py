@@ -56,7 +56,7 @@ HINTS_MAX = 8
 class Rules:
     """What may be under way."""
 
-    at_once: int = 4
+    at_once: int = 5
     urgent_at_once: int = 2
     """Over *at_once*."""
 

@@ -34,7 +34,7 @@ RETRY_S_MAX = 1.0
 class SlotRules:
     """How much is sent at once."""
 
-    sends: int = 4
+    sends: int = 5
     urgent_sends: int = 2
     """Kept free for blocks that a reader is blocked on."""
 

@@ -74,11 +74,14 @@ def test_own_blocks_are_filled_and_those_that_others_have_are_taken_from_them() 
     reader.step(Met("b"))
     reader.step(Has("a", mask_of([1, 2, 3]), 4))
     reader.step(Has("b", mask_of([5, 6]), 4))
+    reader.step(Met("c"))
+    reader.step(Has("c", mask_of([7, 9]), 4))
     fetches = reader.fetches(Reads(0))
     own = {f.index for f in fetches if f.source == ME}
     assert own == {0, 4}
     others = {fetch.index: fetch.source for fetch in fetches if not fetch.is_owner}
-    assert all(source == ("a" if index < 4 else "b") for index, source in others.items())
+    had_by = {"a": (1, 2, 3), "b": (5, 6), "c": (7, 9)}
+    assert all(index in had_by[source] for index, source in others.items())
     assert len(fetches) - len(own) == Rules().at_once
 
 

@@ -131,7 +131,7 @@ def test_a_slow_link_sends_one_after_the_other() -> None:
 def test_a_link_like_any_other_sends_as_many_as_it_may() -> None:
     slots = Slots()
     slots.usual_s = 0.4
-    tickets = [ticket(n, index=n) for n in range(4)]
+    tickets = [ticket(n, index=n) for n in range(SlotRules().sends)]
     assert all(slots.ask(0.0, one) is True for one in tickets)
     for one in tickets:
         slots.done(0.4, one)
