@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ from mesh.errors import MeshError, PeerUnavailable
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Of mallopt(3)."""
+
+GC_THRESHOLDS = (10_000, 20, 20)
 
 ConfigPath = Annotated[
     Path,
@@ -53,6 +56,16 @@ def tune_malloc() -> None:
         libc.mallopt(M_ARENA_MAX, 2)
         libc.mallopt(M_MMAP_THRESHOLD, 32 * MIB)
         libc.mallopt(M_TRIM_THRESHOLD, 64 * MIB)
+
+
+def tune_gc() -> None:
+    """Have Python look for cycles among what a daemon makes, not in what it was loaded with.
+
+    Call it once all is loaded. 2.5 % of a busy peer's CPU went there.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 @contextmanager

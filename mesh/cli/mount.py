@@ -14,7 +14,7 @@ import typer
 import uvloop
 from prometheus_client import start_http_server
 
-from mesh.cli.exits import ConfigPath, fail, one_line, settings_of, tune_malloc
+from mesh.cli.exits import ConfigPath, fail, one_line, settings_of, tune_gc, tune_malloc
 from mesh.cli.logs import set_up
 from mesh.cli.rooms import absolute, client_settings
 from mesh.cli.settings import Settings
@@ -93,6 +93,7 @@ async def _run(settings: Settings, mountpoint: Path, ready_fd: int) -> None:
     )
 
     def mounted() -> None:
+        tune_gc()
         log.info("mounted", mountpoint=str(mountpoint))
         if ready_fd >= 0:
             os.write(ready_fd, b"1")

@@ -8,7 +8,7 @@ import signal
 import structlog
 import uvloop
 
-from mesh.cli.exits import ConfigPath, one_line, settings_of, tune_malloc
+from mesh.cli.exits import ConfigPath, one_line, settings_of, tune_gc, tune_malloc
 from mesh.cli.logs import set_up
 from mesh.cli.quantities import is_loopback
 from mesh.cli.rooms import peer_settings
@@ -44,5 +44,6 @@ async def _run(settings: Settings) -> None:
             blocks=running.store.block_count,
             used_bytes=running.store.used_bytes,
         )
+        tune_gc()
         await stop.wait()
         log.info("peer stops", peer=told.me.name)
