@@ -201,15 +201,16 @@ class BlockReader(BlockFiller):
             self.swarms.landed(landing.file, landing.index)
 
     async def pass_on(
-        self, file: FileVersion, index: int, first_piece: int
+        self, file: FileVersion, index: int, first_piece: int, *, beat_s: float
     ) -> AsyncGenerator[Piece, None]:
-        """Yield the pieces of a block that is here, or of which some are; `NotFound` if none."""
+        """Yield the pieces of a block that is here, or of which some are, and a heartbeat every
+        *beat_s* while the next has not landed; `NotFound` if none."""
         landing = self._reads.under_way(checked(file, index))
         if landing is None or not landing.landed():
             async for piece in self.peek(file, index, first_piece):
                 yield piece
             return
-        async for piece in landing.pieces(first_piece, beat_s=HEARTBEAT_S):
+        async for piece in landing.pieces(first_piece, beat_s=beat_s):
             yield self._sent(piece)
         self._metrics.served_blocks.inc()
 

@@ -30,6 +30,7 @@ from mesh.swarm.events import (
     Wants,
 )
 from mesh.swarm.scheduler import Rules, Scheduler
+from mesh.wire.channels import HEARTBEAT_S
 from mesh.wire.hedged import Hedged
 
 TICK_S_MIN = 0.005
@@ -42,6 +43,18 @@ owners as if alone: over slow links earlier would be more work for those who are
 
 PIECE_TIMES = 2.0
 """Times what a piece takes; who is overtaken for less sends what then nobody wants."""
+
+BEAT_PART = 0.25
+BEAT_S_MAX = 0.5
+BEATS = 2.5
+"""Where a block takes a second, who waits for one is told four times that the sender lives, not
+ten times, and misses two of them before it asks."""
+
+
+def beat_s(usual_s: float) -> float:
+    """Return how often a sign of life comes from a reader that has nothing to send yet, where a
+    block usually takes so long."""
+    return min(BEAT_S_MAX, max(HEARTBEAT_S, BEAT_PART * usual_s))
 
 
 class Loads(Protocol):
@@ -141,8 +154,10 @@ class Session:
 
     @property
     def piece_s(self) -> float:
-        """How long nothing may come from who sends, and be well: pieces come whole."""
-        return PIECE_TIMES * self.scheduler.usual_s / piece_count(self.file.block_bytes)
+        """How long nothing may come from who sends, and be well: over gRPC pieces come whole."""
+        usual_s = self.scheduler.usual_s
+        a_piece_s = PIECE_TIMES * usual_s / piece_count(self.file.block_bytes)
+        return max(a_piece_s, BEATS * beat_s(usual_s)) if usual_s else 0.0
 
     async def wants(self, index: int, is_coming: Callable[[], bool], *, until_s: float) -> None:
         """Return once a block that a reader is blocked on is on its way, at last *until_s*."""

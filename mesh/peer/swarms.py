@@ -24,7 +24,7 @@ from mesh.peer.care import Handler
 from mesh.peer.neighbors import RingNeighbors
 from mesh.peer.once import quietly
 from mesh.peer.outbox import Outbox
-from mesh.peer.session import Loads, Session
+from mesh.peer.session import Loads, Session, beat_s
 from mesh.store.entries import directory_key, split
 from mesh.swarm.bits import of_bytes
 from mesh.swarm.graph import INTERVAL_S, Graph
@@ -77,7 +77,7 @@ class Blocks(Loads, Protocol):
     async def bring(self, file: FileVersion, index: int) -> str: ...
 
     def pass_on(
-        self, file: FileVersion, index: int, first_piece: int
+        self, file: FileVersion, index: int, first_piece: int, *, beat_s: float
     ) -> AsyncGenerator[Piece, None]: ...
 
 
@@ -291,8 +291,10 @@ class Swarms:
 
     async def take(self, request: TakeRequest) -> AsyncGenerator[Piece, None]:
         """Yield the pieces of a block for a neighbor once it is its turn; raises `Busy`."""
+        every_s = HEARTBEAT_S
         if (session := self._sessions.get(request.file.id)) is not None:
             self._slots.usual_s = session.scheduler.usual_s
+            every_s = beat_s(session.scheduler.usual_s)
         ticket = Ticket(request.asker, request.file.id, request.index, request.is_urgent)
         answer = self._slots.ask(self._clock(), ticket)
         if isinstance(answer, Refusal):
@@ -300,11 +302,14 @@ class Swarms:
         is_sent = False
         try:
             if not answer:
-                async for beat in self._turn(ticket):
+                async for beat in self._turn(ticket, every_s):
                     yield beat
             yield HEARTBEAT
-            verb = self._blocks.serve if request.is_owner else self._blocks.pass_on
-            sent = verb(request.file, request.index, request.first_piece)
+            asked = request.file, request.index, request.first_piece
+            if request.is_owner:
+                sent = self._blocks.serve(*asked)
+            else:
+                sent = self._blocks.pass_on(*asked, beat_s=every_s)
             async with aclosing(sent) as pieces:
                 async for piece in pieces:
                     await self._pace.take(len(piece.data))
@@ -318,11 +323,11 @@ class Swarms:
         if (session := self._sessions.get(request.file.id)) is not None:
             session.active_s = self._clock()
 
-    async def _turn(self, ticket: Ticket) -> AsyncIterator[Piece]:
+    async def _turn(self, ticket: Ticket, every_s: float) -> AsyncIterator[Piece]:
         waiter = self._waiting[ticket] = asyncio.get_running_loop().create_future()
         while not waiter.done():
             yield HEARTBEAT
-            await asyncio.wait([waiter], timeout=HEARTBEAT_S)
+            await asyncio.wait([waiter], timeout=every_s)
 
     async def want(self, request: WantRequest) -> Nothing:
         """Have whole files brought here; large ones with the help of others."""

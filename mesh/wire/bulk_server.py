@@ -62,7 +62,7 @@ class BulkServer:
         self._connections_max = min(CONNECTIONS_MAX, files_max // 4)
         self._token = secrets.token_bytes(TOKEN_BYTES)
         self._listener: sockets.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
+        self._pause: asyncio.TimerHandle | None = None
         self._serving: set[asyncio.Task[None]] = set()
         self._sending: set[asyncio.Task[None]] = set()
 
@@ -79,14 +79,14 @@ class BulkServer:
         listener = sockets.create_server((host, port), family=family, backlog=BACKLOG)
         listener.settimeout(0)
         self._listener = listener
-        self._accepting = asyncio.get_running_loop().create_task(self._accept(listener))
+        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     async def aclose(self, *, grace_s: float) -> None:
         """Take no more connections, let what is being sent end for a while, and close."""
-        if self._accepting is not None:
-            self._accepting.cancel()
-            await asyncio.gather(self._accepting, return_exceptions=True)
+        if self._pause is not None:
+            self._pause.cancel()
         if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
         if self._sending:
@@ -95,25 +95,34 @@ class BulkServer:
             task.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
 
-    async def _accept(self, listener: sockets.socket) -> None:
+    def _accept(self, listener: sockets.socket) -> None:
+        # No task waits for the next one: a task that is cancelled just then loses it.
         loop = asyncio.get_running_loop()
-        while True:
-            try:
-                socket, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                log.warning("bulk channel", reason=error.strerror)
-                await asyncio.sleep(NO_PLACE_S)
-                continue
-            if len(self._serving) >= self._connections_max:
-                socket.close()
-                continue
-            task = loop.create_task(self._serve(socket))
-            self._serving.add(task)
-            task.add_done_callback(self._serving.discard)
+        try:
+            socket, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.warning("bulk channel", reason=error.strerror)
+            loop.remove_reader(listener)
+            self._pause = loop.call_later(
+                NO_PLACE_S, loop.add_reader, listener, self._accept, listener
+            )
+            return
+        if len(self._serving) >= self._connections_max:
+            socket.close()
+            return
+        task = loop.create_task(self._serve(socket))
+        self._serving.add(task)
+        task.add_done_callback(lambda task: self._over(task, socket))
+
+    def _over(self, task: asyncio.Task[None], socket: sockets.socket) -> None:
+        self._serving.discard(task)
+        socket.close()  # a task that is cancelled before it begins does nothing at all
 
     async def _serve(self, socket: sockets.socket) -> None:
         """Answer one caller, one block after the other, until it hangs up."""
-        with socket, suppress(OSError, EOFError):  # a TimeoutError is an OSError
+        with suppress(OSError, EOFError):  # a TimeoutError is an OSError
             connection = Connection(socket)
             greeting = await connection.read(len(MAGIC) + TOKEN_BYTES, within_s=GREETING_S)
             if not hmac.compare_digest(greeting, MAGIC + self._token):

@@ -14,14 +14,16 @@ from mesh.blocks import MIB, PIECE_BYTES, FileVersion, Span
 from mesh.errors import Busy, NotFound
 from mesh.metrics import PEERS_NAMED_MAX, Metrics, by_label, count_of, total
 from mesh.peer.peer import Peer
-from mesh.peer.session import Session
+from mesh.peer.session import Session, beat_s
 from mesh.peer.swarms import Pace, Swarms
 from mesh.swarm.slots import SENT_OFTEN, SlotRules
 from mesh.testing.clock import ManualClock
 from mesh.testing.cluster import Cluster, running_cluster
 from mesh.testing.memory import MemoryUnderStore
 from mesh.wire.basics import error_named, named
+from mesh.wire.channels import HEARTBEAT_S
 from mesh.wire.codec import SERVE
+from mesh.wire.hedged import PULSE_AT
 from mesh.wire.messages import BlockRequest, Piece
 from mesh.wire.swarm import ShowRequest, TakeRequest, WantRequest
 from tests.writers import until
@@ -183,6 +185,22 @@ async def test_who_is_asked_too_often_names_others(tmp_path: Path) -> None:
         assert busy.value.retry_s > 0
         for send in sends:
             await send.aclose()
+
+
+@pytest.mark.parametrize("usual_s", [0.01, 0.1, 0.4, 1.0, 1.9, 8.0])
+async def test_who_waits_by_turns_is_silent_for_longer_than_between_two_beats(
+    tmp_path: Path, usual_s: float
+) -> None:
+    async with running(tmp_path) as (cluster, file, _):
+        peer = cluster.peers["a"]
+        assert swarms_of(peer).joined(file, 0) is not None
+        reader = session(peer, file)
+        assert reader.piece_s == 0.0  # nobody can say yet
+        for _ in range(9):
+            reader.scheduler._sources.sent("b", usual_s, 1.0)
+        assert reader.scheduler.usual_s == usual_s
+        assert HEARTBEAT_S <= beat_s(usual_s) <= max(HEARTBEAT_S, usual_s)
+        assert reader.piece_s * PULSE_AT > beat_s(usual_s)
 
 
 async def test_what_is_not_here_is_not_passed_on(tmp_path: Path) -> None:

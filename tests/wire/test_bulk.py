@@ -134,6 +134,25 @@ async def raw(channel: Channel, greeting: bytes) -> sockets.socket:
     return socket
 
 
+@asynccontextmanager
+async def answering(send: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> AsyncIterator[int]:
+    """Give the port of one who answers everybody like this, and then waits for the end."""
+    tasks: list[asyncio.Task[None] | None] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.append(asyncio.current_task())
+        with suppress(ConnectionError):
+            await send(writer)
+            await reader.read()
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield int(server.sockets[0].getsockname()[1])
+        await asyncio.wait_for(asyncio.gather(*filter(None, tasks)), 5.0)
+
+
 async def received(socket: sockets.socket) -> bytes:
     """Return all that comes until the other end hangs up."""
     found = bytearray()
@@ -398,20 +417,17 @@ async def test_what_trickles_in_is_no_silence(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("mesh.wire.bulk.STALL_S", 0.2)
     data = DATA[:PIECE_BYTES]
 
-    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def trickle(writer: asyncio.StreamWriter) -> None:
         writer.write(SENT.pack(PIECE, 0, crc32c(data), len(data)))
         for at in range(0, len(data), len(data) // 8):  # less than a socket is woken for
             writer.write(data[at : at + len(data) // 8])
             await asyncio.sleep(0.1)
         writer.write(SENT.pack(END, 0, 0, 0))
-        await reader.read()
-        writer.close()
 
-    server = await asyncio.start_server(trickle, "127.0.0.1", 0)
-    async with channel() as used, server:
+    async with answering(trickle) as port, channel() as used:
 
         async def here() -> BulkReply:
-            return BulkReply(server.sockets[0].getsockname()[1], bytes(16))
+            return BulkReply(port, bytes(16))
 
         used.reply = here
         signs: list[float] = []
@@ -419,7 +435,6 @@ async def test_what_trickles_in_is_no_silence(monkeypatch: pytest.MonkeyPatch) -
         stream.on_sign = lambda: signs.append(monotonic_s())
         assert b"".join([bytes(one.data) async for one in stream]) == data
         assert len(signs) >= 4
-        await used.lanes.aclose()
 
 
 async def test_who_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,16 +455,13 @@ async def test_who_comes_when_all_places_are_taken_is_served_over_grpc() -> None
 
 
 async def test_what_is_no_piece_of_ours_is_refused() -> None:
-    async def send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def send(writer: asyncio.StreamWriter) -> None:
         writer.write(SENT.pack(PIECE, 0, 0, 0) + SENT.pack(PIECE, 0, 0, 64 * MIB))
-        await reader.read()
-        writer.close()
 
-    server = await asyncio.start_server(send, "127.0.0.1", 0)
-    async with channel() as used, server:
+    async with answering(send) as port, channel() as used:
 
         async def liar() -> BulkReply:
-            return BulkReply(server.sockets[0].getsockname()[1], bytes(16))
+            return BulkReply(port, bytes(16))
 
         used.reply = liar
         with pytest.raises(PeerUnavailable, match="a piece of"):
