@@ -116,7 +116,7 @@ async def test_who_wants_one_block_of_the_middle_reads_alone(tmp_path: Path) -> 
 async def test_who_read_a_head_alone_leaves_soon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mesh.peer.swarms.LINGER_HEAD_S", 0.1)
+    monkeypatch.setattr("mesh.peer.swarms.LINGER_HEAD_S", 60.0)
     monkeypatch.setattr("mesh.peer.swarms.INTERVAL_S", 0.05)
     async with running(tmp_path) as (cluster, file, _):
         a, b = cluster.peers["a"], cluster.peers["b"]
@@ -124,6 +124,7 @@ async def test_who_read_a_head_alone_leaves_soon(
         await b.reader.read(file, Span(0, 0, MIB))
         await b.reader.read_ahead(file, 1)
         assert swarms_of(a).session(file.id) is not None
+        monkeypatch.setattr("mesh.peer.swarms.LINGER_HEAD_S", 0.0)
         await until(lambda: swarms_of(a).session(file.id) is None)
         assert session(b, file).is_read_on, "who reads on stays"
 
