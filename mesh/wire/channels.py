@@ -32,6 +32,8 @@ CALL_TIMEOUT_S = 5.0
 STREAM_TIMEOUT_S = 60.0
 PUSH_TIMEOUT_S = 600.0
 HEARTBEAT_S = 0.1
+BULK_TIMEOUT_S = 2.0
+"""Who does not say by then where its bulk channel is sends over gRPC."""
 
 NOT_CONNECTED = "failed to connect"
 """What gRPC says of a channel that nothing can be under way on."""
@@ -45,7 +47,7 @@ OPTIONS = [
     ("grpc.http2.max_frame_size", 4 * MIB),
     ("grpc.keepalive_time_ms", 2000),
     ("grpc.keepalive_timeout_ms", 1000),
-    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.min_reconnect_backoff_ms", 500),
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -233,7 +235,7 @@ class Channels:
 
     async def ask_bulk(self, address: str) -> BulkReply:
         """Return where a peer's bulk channel is; raises what `call` does."""
-        return await self.call(address, BULK, Nothing())
+        return await self.call(address, BULK, Nothing(), timeout_s=BULK_TIMEOUT_S)
 
     def _note_epoch(self, address: str, epoch: int) -> None:
         if self._passport is not None and epoch != self._passport.epoch():
