@@ -1,9 +1,8 @@
 """Blocks between hosts without HTTP/2: the same messages, and bytes straight from a socket.
 
 gRPC takes what trickles in over a busy link in pieces of some KB, each with a thread to be
-woken; that cost more CPU than all else that a peer does with a block
-(`docs/decisions/0012`). It stays what peers talk with: it says where this channel is, and
-carries blocks where it can't be had.
+woken: a fifth of a busy machine's CPU (`docs/decisions/0012`). It stays what peers talk with:
+it says where this channel is, and carries blocks where it can't be had.
 
     asks     MAGIC | token, once; then for each block: method (u8) | size (u32) | request
     tells    the same, for news: they are not answered
