@@ -38,6 +38,9 @@ A = TypeVar("A")
 ANSWER_TIMEOUT_S = 40.0
 """More than one request to the under-store may take."""
 
+FEEL_EVERY_S = 0.5
+"""Who is asked for longer than a block would take is asked so often whether he is there."""
+
 FELLOWS_MAX = 8
 NEWS_TIMEOUT_S = 1.0
 NAMES_A_CALL = 256
@@ -120,16 +123,22 @@ class Shards:
         failure: MeshError = PeerUnavailable("owner", "nobody to ask")
         waiting = deque(peers)
         asked: dict[asyncio.Task[A | MeshError], str] = {}
+        patience_s = self._neighbors.hedging.after_s
         while waiting or asked:
             if waiting:
                 peer = waiting.popleft()
                 asked[self._tasks.create_task(_outcome(ask, peer), name=f"ask {peer}")] = peer
-            patience_s = self._neighbors.hedging.after_s if waiting else None
+                patience_s = self._neighbors.hedging.after_s
             done, silent = await asyncio.wait(
                 asked, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
             )
             if not done:
-                self._feel(asked[task] for task in silent)
+                # Who looks for long is waited for, who is not there at all is not.
+                away = self._neighbors.health.away()
+                for task in [task for task in silent if asked[task] in away]:
+                    failure = PeerUnavailable(asked.pop(task), "does not answer")
+                self._feel(asked.values())
+                patience_s = max(patience_s, FEEL_EVERY_S)
             for task in done:
                 answer = task.result()
                 peer = asked.pop(task)

@@ -7,10 +7,12 @@ import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mesh.errors import NotFound
+from mesh.blocks import Attributes
+from mesh.errors import NotFound, PeerUnavailable
 from mesh.metrics import by_label, total
 from mesh.peer.health import Hedging
 from mesh.peer.listings import COPY_AGAIN_S
@@ -185,6 +187,51 @@ async def test_without_any_owner_the_under_store_is_asked(tmp_path: Path) -> Non
             await cluster.stop(name)
         assert (await cluster.peers[third].catalog.stat("big/0001")).attributes.size_bytes == 1
         assert len(await names(cluster.peers[third], "big")) == 10
+
+
+def stop_between(cluster: Cluster, asker: str, owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no answer of *owner* come to *asker*, as if its process were stopped."""
+    neighbors = cluster.peers[asker].neighbors
+    call = neighbors._control.call
+
+    async def silent(address: str, *words: Any, timeout_s: float) -> Any:
+        if address == neighbors._address(owner):
+            await asyncio.sleep(timeout_s)
+            raise PeerUnavailable(owner, f"silent for {timeout_s} s")
+        return await call(address, *words, timeout_s=timeout_s)
+
+    monkeypatch.setattr(neighbors._control, "call", silent)
+
+
+@pytest.mark.parametrize("asker", [1, 2])
+async def test_an_owner_who_is_stopped_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asker: int
+) -> None:
+    """The second owner has nobody else to ask before itself."""
+    async with cluster_of(tmp_path, many(10)) as cluster:
+        names_of_owners = owners(cluster, "big")
+        stop_between(cluster, names_of_owners[asker], names_of_owners[0], monkeypatch)
+        catalog = cluster.peers[names_of_owners[asker]].catalog
+        async with asyncio.timeout(10.0):
+            assert (await catalog.stat("big/0001")).attributes.size_bytes == 1
+            assert len(await names(cluster.peers[names_of_owners[asker]], "big")) == 10
+
+
+async def test_an_owner_who_only_looks_for_long_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = many(10)
+    async with cluster_of(tmp_path, store) as cluster:
+        first, second, _ = owners(cluster, "big")
+        stat = store.stat
+
+        async def slow(path: str) -> Attributes:
+            await asyncio.sleep(4.0)
+            return await stat(path)
+
+        monkeypatch.setattr(store, "stat", slow)
+        assert (await cluster.peers[second].catalog.stat("big/0001")).attributes.size_bytes == 1
+        assert (asked(cluster.peers[first], "asked"), store.stats) == (1, 1)
 
 
 @pytest.mark.parametrize("max_age_s", [60.0, math.inf])
