@@ -214,7 +214,7 @@ async def _running(
         [*keeper.handlers(), *scribe.handlers(), *swarms.handlers(), *distribution.handlers()],
         scribe.for_mounts(),
         [(PULL, scribe.stager.pull), (TAKE, swarms.take)],
-        [(NEWS, swarms.news, False)],
+        [(NEWS, swarms.news)],
     )
     stack.push_async_callback(membership.aclose)
     stack.push_async_callback(server.aclose)

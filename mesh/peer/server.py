@@ -27,7 +27,7 @@ from mesh.peer.gather import Gatherer
 from mesh.peer.reader import BlockReader
 from mesh.peer.report import Reporter
 from mesh.wire.basics import Method, status_of
-from mesh.wire.bulk_server import BulkServer
+from mesh.wire.bulk_server import BulkServer, PushHandler
 from mesh.wire.catalog import INVALIDATE, KEEP, LIST, LOOKUP, REFRESH, STAT, WATCH
 from mesh.wire.channels import HEARTBEAT_S, SERVER_OPTIONS
 from mesh.wire.codec import (
@@ -220,14 +220,14 @@ class PeerServer:
         more: Sequence[Handler] = (),
         for_mounts: Sequence[LocalHandler] = (),
         streams: Sequence[StreamHandler] = (),
-        pushes: Sequence[Handler] = (),
+        pushes: Sequence[PushHandler] = (),
     ) -> None:
         """Serve what *servicers* does, *more*, *streams* and *pushes*, where a caller sends
         many requests; to the mounts of this host *for_mounts*."""
         self._border = Border(passport)
         self._bulk = BulkServer(
             [(SERVE, servicers.serve), (PEEK, servicers.peek), *streams],
-            [(method, call) for method, call, _ in pushes],
+            pushes,
             passport.epoch,
         )
         self._stops = asyncio.Event()
@@ -248,7 +248,7 @@ class PeerServer:
             _unary(self._border, DESCRIBE, servicers.describe),
             _unary(self._border, BULK, self._where_bulk),
             *(_stream(self._border, method, call) for method, call in streams),
-            *(_pushed(self._border, method, call, self._stops) for method, call, _ in pushes),
+            *(_pushed(self._border, method, call, self._stops) for method, call in pushes),
         ]
         self._neighbor_methods = neighbors
         self._host_methods = [
@@ -404,7 +404,7 @@ def _stream(
 def _pushed(
     border: Border,
     method: Method[Q, A],
-    call: Callable[[Q], Awaitable[Any]],
+    call: Callable[[Q], None],
     stops: asyncio.Event,
 ) -> tuple[Method[Q, A], Any]:
     """Take requests until their sender ends, or this server does."""
@@ -421,7 +421,7 @@ def _pushed(
                     break
                 if (request := coming.result()) is None:
                     break
-                await call(request)
+                call(request)
         except Exception as error:
             await context.abort(*_status(method, error))
         finally:

@@ -116,6 +116,7 @@ class Session:
         self._greeted: set[str] = set()
         self._changed: dict[int, asyncio.Event] = {}
         self._tick: asyncio.TimerHandle | None = None
+        self._tick_s = 0.0
         self.is_over = False
 
     @property
@@ -136,9 +137,11 @@ class Session:
         """Tell the scheduler what happened, and do what it says."""
         if self.is_over:
             return
-        for action in self.scheduler.step(self._clock(), event):
+        actions = self.scheduler.step(self._clock(), event)
+        for action in actions:
             self._do(action)
-        self._set_tick()
+        if actions or not isinstance(event, Has):  # news alone hang on no time
+            self._set_tick()
 
     def reads(self, index: int) -> None:
         """Note that a stream of this host has come to a block."""
@@ -310,14 +313,19 @@ class Session:
         )
 
     def _set_tick(self) -> None:
+        """Have a tick come in time; one that comes too early sees that, and is set anew."""
         due_s = self.scheduler.due_s()
+        if due_s == inf or self.is_over or (self._tick is not None and self._tick_s <= due_s):
+            return
         if self._tick is not None:
             self._tick.cancel()
-            self._tick = None
-        if due_s < inf and not self.is_over:
-            after_s = max(TICK_S_MIN, due_s - self._clock())
-            self._tick = asyncio.get_running_loop().call_later(after_s, self._ticked)
+        self._tick_s = max(due_s, self._clock() + TICK_S_MIN)
+        after_s = self._tick_s - self._clock()
+        self._tick = asyncio.get_running_loop().call_later(after_s, self._ticked)
 
     def _ticked(self) -> None:
         self._tick = None
-        self.step(Tick())
+        if self.scheduler.due_s() <= self._clock():
+            self.step(Tick())
+        else:
+            self._set_tick()

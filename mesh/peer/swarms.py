@@ -272,7 +272,7 @@ class Swarms:
             )
         )
 
-    async def news(self, request: NewsRequest) -> None:
+    def news(self, request: NewsRequest) -> None:
         """Note what a neighbor says that it has."""
         for have in request.have:
             session = self._sessions.get(have.version)

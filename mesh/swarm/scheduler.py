@@ -183,6 +183,8 @@ class Scheduler:
         match event:
             case Has():
                 self._note_has(event)
+                if not self._may_begin():  # most of the news come while all is under way
+                    return actions
             case Arrived():
                 actions += self._note_arrived(now_s, event)
             case Missed():
@@ -211,6 +213,12 @@ class Scheduler:
         ):
             actions += self._announced()
         return actions
+
+    def _may_begin(self) -> bool:
+        """Whether news could have a block fetched now."""
+        return len(self._flights) - self._filling < self._rules.at_once or any(
+            not self._flying >> index & 1 for index in self._wanted
+        )
 
     def own_changed(self) -> None:
         """Note that the ring has changed: other blocks may be ours to fill."""

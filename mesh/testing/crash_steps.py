@@ -31,7 +31,9 @@ from mesh.store.notes import Notes
 from mesh.testing.crashes import DIRECTORIES, LIFE, in_thread, life_at, reach, step
 from mesh.testing.disks import Disk
 from mesh.wire.basics import Method
+from mesh.wire.bulk_server import BulkServer
 from mesh.wire.channels import Channels
+from mesh.wire.connection import Connection
 from mesh.wire.local import Handler, LocalServer
 
 CALLS = {"Hold", "Announce", "Assert", "Turn", "Retarget", "Pull"}
@@ -59,6 +61,8 @@ def crash_steps() -> Iterator[None]:
             (server_module, "_unary", partial(_unary, server_module._unary)),
             (server_module.PeerServer, "_server", _of(_server, server_module.PeerServer._server)),
             (LocalServer, "__init__", _of(_local_server, LocalServer.__init__)),
+            (BulkServer, "__init__", _of(_bulk_server, BulkServer.__init__)),
+            (Connection, "__init__", _of(_connection, Connection.__init__)),
             (stager_module.Stager, "pull", _of(_pull, stager_module.Stager.pull)),
             (holder_module, "make_draft", partial(_make_draft, make_draft)),
             (writes_module, "make_draft", partial(_make_draft, make_draft)),
@@ -212,6 +216,18 @@ def _begin_call(init: Any, self: Any, *args: Any, **named: Any) -> None:
 
 def _unary(unary: Callable[..., Any], border: Any, method: Method[Any, Any], call: Any) -> Any:
     return unary(border, method, _stepping(method, call) if method.name in SERVED else call)
+
+
+def _bulk_server(init: Any, self: BulkServer, *args: Any) -> None:
+    init(self, *args)
+    if (life := LIFE.get()) is not None:
+        life.bulks.append(self)
+
+
+def _connection(init: Any, self: Connection, *args: Any) -> None:
+    init(self, *args)
+    if (life := LIFE.get()) is not None:
+        life.connections.add(self)
 
 
 def _local_server(init: Any, self: LocalServer, handlers: list[Handler]) -> None:

@@ -26,6 +26,8 @@ from weakref import WeakSet
 from mesh.client.client import MeshClient
 from mesh.peer.peer import Peer
 from mesh.store.journal import Claim
+from mesh.wire.bulk_server import BulkServer
+from mesh.wire.connection import Connection
 from mesh.wire.local import LocalServer
 
 T = TypeVar("T")
@@ -93,6 +95,8 @@ class Life:
         self.tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
         self.servers: list[Any] = []
         self.locals: list[LocalServer] = []
+        self.bulks: list[BulkServer] = []
+        self.connections: WeakSet[Connection] = WeakSet()
         self.claims: list[Claim] = []
         self.fds: list[tuple[int, int]] = []
         """Descriptors of drafts, with their inodes: their locks end with the life."""
@@ -186,6 +190,10 @@ class Life:
         self._stopping += [loop.create_task(server.stop(None)) for server in self.servers]
         for call in list(self.calls):
             call.cancel()
+        for bulk in self.bulks:
+            bulk.stop_listening()
+        for connection in list(self.connections):
+            connection.close()
 
     async def _threads_end(self) -> None:
         while self.threads:  # noqa: ASYNC110  # threads set no event

@@ -20,7 +20,7 @@ import socket as sockets
 import struct
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ from mesh.clock import monotonic_s
 from mesh.errors import MeshError, PeerUnavailable
 from mesh.wire.basics import STALL_S, Method, error_named
 from mesh.wire.codec import PEEK, SERVE
+from mesh.wire.connection import Connection
 from mesh.wire.messages import BlockRequest, BulkReply, Piece
 from mesh.wire.swarm import NEWS, TAKE, TakeRequest
 
@@ -50,19 +51,6 @@ EPOCH = struct.Struct(">Q")
 REQUEST_BYTES_MAX = 64 * KIB
 
 CONNECT_TIMEOUT_S = 1.0
-WAKE_BYTES = 256 * KIB
-"""A socket is looked at again once so much has come, or all that is expected."""
-
-UNSENT_BYTES = 512 * KIB
-"""What the kernel may keep of a stream that can't be sent yet: who does not want the rest
-any more hangs up, and the less of it is under way the better."""
-
-LOST_S = 10.0
-"""A connection on which nothing is acknowledged for so long is closed by the kernel."""
-
-SEND_TIMEOUT_S = 60.0
-"""Of one piece; a link of 1 MB/s that ten streams share takes 10 s."""
-
 IDLE_MAX = 8
 """Connections kept for each peer; a reader has two blocks under way from one."""
 
@@ -71,97 +59,10 @@ ASKED_AGAIN_S = 10.0
 """When a peer that has no such channel, or one that could not be reached, is asked again: it
 may have begun anew, and be of the next release."""
 
-_NOTSENT_LOWAT = 25
-"""TCP_NOTSENT_LOWAT of tcp(7); the socket module names it from Python 3.12 on."""
 
-
-def prepared(socket: sockets.socket) -> sockets.socket:
-    """Return a connected socket as both ends want it."""
-    socket.settimeout(0)
-    socket.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, 1)
-    socket.setsockopt(sockets.IPPROTO_TCP, _NOTSENT_LOWAT, UNSENT_BYTES)
-    socket.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT, int(LOST_S * 1000))
-    return socket
-
-
-class Connection:
-    """One socket, and how to read of it all that is expected."""
-
-    def __init__(self, socket: sockets.socket) -> None:
-        self.on_sign: Callable[[], None] | None = None
-        """Told whenever something has come."""
-
-        self._socket = prepared(socket)
-        self._wake_bytes = 1
-        self._loop = asyncio.get_running_loop()
-
-    async def read(self, size_bytes: int, *, within_s: float | None = None) -> memoryview:
-        """Return exactly so many bytes; `EOFError` when the other end has hung up,
-        `TimeoutError` when for *within_s*, or STALL_S, nothing has come."""
-        view = memoryview(bytearray(size_bytes))
-        have_bytes = 0
-        while have_bytes < size_bytes:
-            rest = view[have_bytes:]
-            try:
-                came_bytes = self._socket.recv_into(rest)
-            except BlockingIOError:
-                came_bytes = await self._next(rest, within_s or STALL_S)
-            if not came_bytes:
-                raise EOFError("hung up")
-            have_bytes += came_bytes
-            if self.on_sign is not None:
-                self.on_sign()
-        return view
-
-    async def _next(self, into: memoryview, within_s: float) -> int:
-        """Wait until there is enough to wake up for, or at the end for anything."""
-        self._wake_at(min(len(into), WAKE_BYTES))
-        try:
-            async with asyncio.timeout(within_s):
-                return await self._loop.sock_recv_into(self._socket, into)
-        except TimeoutError:
-            with suppress(BlockingIOError):
-                return self._socket.recv_into(into)
-            raise
-
-    async def write(self, data: bytes | memoryview) -> None:
-        """Send it all; `TimeoutError` when that takes longer than any link should."""
-        async with asyncio.timeout(SEND_TIMEOUT_S):
-            await self._loop.sock_sendall(self._socket, data)
-
-    async def send(self, kind: int, number: int, crc: int, data: bytes | memoryview) -> None:
-        """Send a frame, as few packets as that takes."""
-        head = SENT.pack(kind, number, crc, len(data))
-        if not data:
-            return await self.write(head)
-        try:
-            sent_bytes = self._socket.send(head, sockets.MSG_MORE)
-        except BlockingIOError:
-            sent_bytes = 0
-        if sent_bytes < len(head):
-            await self.write(head[sent_bytes:])
-        await self.write(data)
-
-    async def ask(self, code: int, request: bytes) -> None:
-        await self.write(ASKED.pack(code, len(request)) + request)
-
-    def is_usable(self) -> bool:
-        """Whether the other end neither has hung up nor says what nobody asked."""
-        try:
-            self._socket.recv(1, sockets.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def _wake_at(self, size_bytes: int) -> None:
-        if size_bytes != self._wake_bytes:
-            self._socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVLOWAT, size_bytes)
-            self._wake_bytes = size_bytes
+def asked(code: int, request: bytes) -> bytes:
+    """Return a question as it is sent."""
+    return ASKED.pack(code, len(request)) + request
 
 
 @dataclass(slots=True)
@@ -205,10 +106,10 @@ class Lane:
         socket.settimeout(0)
         try:
             await loop.sock_connect(socket, where)
-            return Connection(socket)
         except BaseException:
             socket.close()
             raise
+        return await Connection.on(socket)
 
     def keep(self, connection: Connection) -> None:
         """Take a connection back on which nothing more is to come."""
@@ -221,12 +122,12 @@ class Lane:
         """Close what has not been used for a while."""
         before_s = monotonic_s() - IDLE_S
         while self._idle and self._idle[0].since_s < before_s:
-            self._idle.popleft().connection.close()
+            self._idle.popleft().connection.end()
 
     def close(self) -> None:
         self.is_closed = True
         while self._idle:
-            self._idle.pop().connection.close()
+            self._idle.pop().connection.end()
 
 
 class Received:
@@ -281,7 +182,7 @@ class Received:
             connection = await lane.connection()
             connection.on_sign = self.on_sign
             self._is_on_lane = True
-            await connection.ask(self._code, self._asked)
+            await connection.write(asked(self._code, self._asked))
             return lane, connection, await connection.read(SENT.size)
         except BaseException as error:
             if connection is not None:
@@ -389,12 +290,12 @@ class Lanes:
         except OSError as error:  # a TimeoutError is one
             self.failed(lane, error)
             return False
-        is_over = False
+        is_over, code = False, METHODS.index(method)
         try:
             async for value in values:
                 if not connection.is_usable():
                     raise PeerUnavailable(address, "bulk channel: hung up")
-                await connection.ask(METHODS.index(method), method.encode_request(value))
+                await connection.write(asked(code, method.encode_request(value)))
             is_over = True
         except OSError as error:
             raise PeerUnavailable(address, f"bulk channel: {error}") from error

@@ -7,7 +7,7 @@ import hmac
 import resource
 import secrets
 import socket as sockets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -25,15 +25,16 @@ from mesh.wire.bulk import (
     METHODS,
     PIECE,
     REQUEST_BYTES_MAX,
+    SENT,
     TOKEN_BYTES,
-    Connection,
 )
+from mesh.wire.connection import Connection
 from mesh.wire.messages import BulkReply, Piece
 
 log = structlog.get_logger()
 
 Handler = tuple[Method[Any, Piece], Callable[[Any], AsyncGenerator[Piece, None]]]
-PushHandler = tuple[Method[Any, Any], Callable[[Any], Awaitable[Any]]]
+PushHandler = tuple[Method[Any, Any], Callable[[Any], None]]
 
 CONNECTIONS_MAX = 1024
 """Who comes then is hung up on, and asks over gRPC."""
@@ -63,6 +64,9 @@ class BulkServer:
         self._token = secrets.token_bytes(TOKEN_BYTES)
         self._listener: sockets.socket | None = None
         self._pause: asyncio.TimerHandle | None = None
+        self._accepted: set[sockets.socket] = set()
+        """Whose task has not begun."""
+
         self._serving: set[asyncio.Task[None]] = set()
         self._sending: set[asyncio.Task[None]] = set()
 
@@ -81,14 +85,18 @@ class BulkServer:
         self._listener = listener
         asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
-    async def aclose(self, *, grace_s: float) -> None:
-        """Take no more connections, let what is being sent end for a while, and close."""
+    def stop_listening(self) -> None:
+        """Take no more connections."""
         if self._pause is not None:
             self._pause.cancel()
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
+
+    async def aclose(self, *, grace_s: float) -> None:
+        """Take no more connections, let what is being sent end for a while, and close."""
+        self.stop_listening()
         if self._sending:
             await asyncio.wait(self._sending, timeout=grace_s)
         for task in self._serving:
@@ -112,39 +120,65 @@ class BulkServer:
         if len(self._serving) >= self._connections_max:
             socket.close()
             return
+        self._accepted.add(socket)
         task = loop.create_task(self._serve(socket))
         self._serving.add(task)
         task.add_done_callback(lambda task: self._over(task, socket))
 
     def _over(self, task: asyncio.Task[None], socket: sockets.socket) -> None:
         self._serving.discard(task)
-        socket.close()  # a task that is cancelled before it begins does nothing at all
+        if socket in self._accepted:  # a task that is cancelled before it begins does nothing
+            self._accepted.discard(socket)
+            socket.close()
 
     async def _serve(self, socket: sockets.socket) -> None:
         """Answer one caller, one block after the other, until it hangs up."""
+        self._accepted.discard(socket)
         with suppress(OSError, EOFError):  # a TimeoutError is an OSError
-            connection = Connection(socket)
-            greeting = await connection.read(len(MAGIC) + TOKEN_BYTES, within_s=GREETING_S)
-            if not hmac.compare_digest(greeting, MAGIC + self._token):
-                return
-            while True:
-                head = await connection.read(ASKED.size, within_s=IDLE_MAX_S)
-                code, size_bytes = ASKED.unpack(head)
-                if size_bytes > REQUEST_BYTES_MAX:
-                    return
-                request = bytes(await connection.read(size_bytes))
-                if code in self._handlers:
-                    await self._answer(connection, code, request)
-                elif not await self._take(code, request):
-                    return
+            connection = await Connection.on(socket)
+            try:
+                await self._converse(connection)
+            finally:
+                connection.close()
 
-    async def _take(self, code: int, request: bytes) -> bool:
+    async def _converse(self, connection: Connection) -> None:
+        greeting = await connection.read(len(MAGIC) + TOKEN_BYTES, within_s=GREETING_S)
+        if not hmac.compare_digest(greeting, MAGIC + self._token):
+            return
+        while True:
+            head = await connection.read(ASKED.size, within_s=IDLE_MAX_S, take=self._taken)
+            code, size_bytes = ASKED.unpack(head)
+            if size_bytes > REQUEST_BYTES_MAX:
+                return
+            request = await connection.read(size_bytes)
+            if code in self._handlers:
+                await self._answer(connection, code, bytes(request))
+            elif not self._take(code, request):
+                return
+
+    def _taken(self, data: memoryview) -> int:
+        """Take the whole pushes that *data* begins with; return how many bytes they are.
+
+        Nobody is woken for them: there are dozens for each block.
+        """
+        taken_bytes = 0
+        while len(data) - taken_bytes >= ASKED.size:
+            code, size_bytes = ASKED.unpack_from(data, taken_bytes)
+            end = taken_bytes + ASKED.size + size_bytes
+            if code not in self._pushes or end > len(data):
+                break
+            if not self._take(code, data[end - size_bytes : end]):
+                break  # it is looked at once more by who waits, who hangs up
+            taken_bytes = end
+        return taken_bytes
+
+    def _take(self, code: int, request: memoryview) -> bool:
         """Take what was pushed; False when that can't be done."""
         if code not in self._pushes:
             return False
         method, call = self._pushes[code]
         try:
-            await call(method.decode_request(request))
+            call(method.decode_request(bytes(request)))
         except Exception:
             log.exception("call failed", method=method.name)
             return False
@@ -155,7 +189,7 @@ class BulkServer:
         try:
             asked = method.decode_request(request)
         except Exception as error:
-            return await connection.send(FAILED, 0, 0, repr(error).encode())
+            return await _send(connection, FAILED, 0, 0, repr(error).encode())
         task = asyncio.current_task()
         assert task is not None
         self._sending.add(task)
@@ -163,9 +197,9 @@ class BulkServer:
             async with aclosing(call(asked)) as pieces:
                 while (piece := await self._next(method, pieces)) is not None:
                     if isinstance(piece, bytes):
-                        return await connection.send(FAILED, 0, 0, piece)
-                    await connection.send(PIECE, piece.number, piece.crc, piece.data)
-            await connection.send(END, 0, 0, EPOCH.pack(self._epoch()))
+                        return await _send(connection, FAILED, 0, 0, piece)
+                    await _send(connection, PIECE, piece.number, piece.crc, piece.data)
+            await _send(connection, END, 0, 0, EPOCH.pack(self._epoch()))
         finally:
             self._sending.discard(task)
 
@@ -181,3 +215,11 @@ class BulkServer:
         except Exception as error:
             log.exception("call failed", method=method.name)
             return repr(error).encode("utf-8", "backslashreplace")
+
+
+async def _send(
+    connection: Connection, kind: int, number: int, crc: int, data: bytes | memoryview
+) -> None:
+    """Send a frame, as few packets as that takes."""
+    head = SENT.pack(kind, number, crc, len(data))
+    await (connection.write(head, data) if data else connection.write(head))

@@ -19,7 +19,7 @@ from mesh.wire.bulk import ASKED, END, FAILED, MAGIC, METHODS, PIECE, REQUEST_BY
 from mesh.wire.bulk_server import BulkServer
 from mesh.wire.codec import PEEK, SERVE
 from mesh.wire.hedged import Hedged, Signs, Strays
-from mesh.wire.messages import BlockRequest, BulkReply, Nothing, Piece
+from mesh.wire.messages import BlockRequest, BulkReply, Piece
 from mesh.wire.swarm import NEWS, TAKE, NewsRequest, TakeRequest
 
 EPOCH = 7
@@ -68,9 +68,8 @@ class Sender:
             async for each in pieces:
                 yield each
 
-    async def hear(self, news: NewsRequest) -> Nothing:
+    def hear(self, news: NewsRequest) -> None:
         self.news.append(news.asker)
-        return Nothing()
 
 
 class Channel:
