@@ -44,8 +44,8 @@ HEDGED_PART_MAX = 0.05
 HEDGES_FREE = 2
 ANNOUNCED_TOGETHER = 8
 ANNOUNCE_S_MIN = 0.02
-ANNOUNCE_S_MAX = 0.3
-ANNOUNCE_BLOCK_TIMES = 1.0
+ANNOUNCE_S_MAX = 0.6
+ANNOUNCE_BLOCK_TIMES = 2.0
 """News wait for others to come along for about so many block times: 4 would cost 5 % of
 the time of the last reader, 16 a fifth (fanout.md 3)."""
 

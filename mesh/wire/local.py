@@ -43,6 +43,7 @@ METHODS: list[Method[Any, Any] | None] = [
 """By code. New ones go to the end; a code is never given again, so that a mount of an older
 release is hung up on, and does not take an answer for an empty directory."""
 
+_WATCH = METHODS.index(WATCH)
 PING = 255
 DONE, FAILED, PONG = 0, 1, 2
 _HEAD = struct.Struct(">IIB")
@@ -51,9 +52,14 @@ CALLS_MAX = 4096
 """Under way at once on one connection; a mount has at most 64 requests of the
 kernel and 16 blocks to read ahead for each open file."""
 
-WATCH_EVERY_S = 0.1
+PING_EVERY_S = 0.2
 SILENT_S = 0.4
 """A peer that is waited for and has not even answered a ping for so long is stopped."""
+
+MARGIN_S = 0.01
+IDLE_PING_EVERY_S = 1.0
+IDLE_SILENT_S = 2.5
+"""The same while nobody waits but for news of what has changed, that is nearly always."""
 
 STARVED_PART = 0.5
 STARVED_S_MAX = 3.0
@@ -199,6 +205,9 @@ class _ClientSide(_Frames):
         super().__init__()
         self._peer = peer
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._blocked: set[int] = set()
+        """Those of them that somebody is blocked on: a `WATCH` may be answered in an hour."""
+
         self._last_number = 0
         self._heard_s = 0.0
         self._watch: asyncio.TimerHandle | None = None
@@ -212,6 +221,7 @@ class _ClientSide(_Frames):
         self._heard_s = asyncio.get_running_loop().time()
         self._effort, self._excused_s = None, 0.0
         waiter = self._waiting.pop(number, None)
+        self._blocked.discard(number)
         if waiter is None or waiter.done():
             return
         if code == DONE:
@@ -222,10 +232,7 @@ class _ClientSide(_Frames):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._watch is not None:
             self._watch.cancel()
-        waiting, self._waiting = self._waiting, {}
-        for waiter in waiting.values():
-            if not waiter.done():
-                waiter.set_exception(PeerUnavailable(self._peer, "connection lost"))
+        self._end_all("connection lost")
         self._transport = None
 
     def is_open(self) -> bool:
@@ -233,12 +240,18 @@ class _ClientSide(_Frames):
 
     def begin(self, code: int, payload: bytes) -> tuple[int, asyncio.Future[bytes]]:
         loop = asyncio.get_running_loop()
-        if not self._waiting:
+        is_blocked = code != _WATCH
+        if not self._waiting or (is_blocked and not self._blocked):
             self._heard_s = loop.time()
             self._effort, self._excused_s = None, 0.0
+            if self._watch is not None and is_blocked:
+                self._watch.cancel()
+                self._watch = None
         self._last_number = (self._last_number + 1) % (1 << 32)
         waiter: asyncio.Future[bytes] = loop.create_future()
         self._waiting[self._last_number] = waiter
+        if is_blocked:
+            self._blocked.add(self._last_number)
         self.send(self._last_number, code, payload)
         if self._watch is None:
             self._look_again(loop)
@@ -246,9 +259,13 @@ class _ClientSide(_Frames):
 
     def give_up(self, number: int) -> None:
         self._waiting.pop(number, None)
+        self._blocked.discard(number)
 
     def _look_again(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._due_s = loop.time() + WATCH_EVERY_S
+        now_s = loop.time()
+        self._due_s = now_s + (PING_EVERY_S if self._blocked else IDLE_PING_EVERY_S)
+        if self._blocked and self._heard_s + SILENT_S > now_s:
+            self._due_s = min(self._due_s, self._heard_s + SILENT_S + MARGIN_S)
         self._watch = loop.call_at(self._due_s, self._look)
 
     def _look(self) -> None:
@@ -259,17 +276,21 @@ class _ClientSide(_Frames):
         loop = asyncio.get_running_loop()
         # Time in which we did not run ourselves is no silence of the peer's.
         self._heard_s += max(0.0, loop.time() - self._due_s)
-        if loop.time() - self._heard_s > WATCH_EVERY_S:
+        if loop.time() - self._heard_s > PING_EVERY_S / 2:
             self._excuse(loop.time())
-        if loop.time() - self._heard_s > SILENT_S:
-            waiting, self._waiting = self._waiting, {}
-            for waiter in waiting.values():
-                if not waiter.done():
-                    waiter.set_exception(PeerUnavailable(self._peer, SILENT))
+        if loop.time() - self._heard_s > (SILENT_S if self._blocked else IDLE_SILENT_S):
+            self._end_all(SILENT)
             self.abort()
             return
         self.send(0, PING, b"")
         self._look_again(loop)
+
+    def _end_all(self, reason: str) -> None:
+        waiting, self._waiting = self._waiting, {}
+        self._blocked.clear()
+        for waiter in waiting.values():
+            if not waiter.done():
+                waiter.set_exception(PeerUnavailable(self._peer, reason))
 
     def _excuse(self, now_s: float) -> None:
         """Take no time for silence in which the peer did what it could."""
