@@ -56,7 +56,9 @@ PING_EVERY_S = 0.2
 SILENT_S = 0.4
 """A peer that is waited for and has not even answered a ping for so long is stopped."""
 
-MARGIN_S = 0.01
+LOOK_EVERY_S = 0.1
+"""At one that is silent already: to see whether it is starved takes two looks."""
+
 IDLE_PING_EVERY_S = 1.0
 IDLE_SILENT_S = 2.5
 """The same while nobody waits but for news of what has changed, that is nearly always."""
@@ -263,9 +265,9 @@ class _ClientSide(_Frames):
 
     def _look_again(self, loop: asyncio.AbstractEventLoop) -> None:
         now_s = loop.time()
-        self._due_s = now_s + (PING_EVERY_S if self._blocked else IDLE_PING_EVERY_S)
-        if self._blocked and self._heard_s + SILENT_S > now_s:
-            self._due_s = min(self._due_s, self._heard_s + SILENT_S + MARGIN_S)
+        every_s = PING_EVERY_S if self._blocked else IDLE_PING_EVERY_S
+        is_silent = now_s - self._heard_s > LOOK_EVERY_S
+        self._due_s = now_s + (LOOK_EVERY_S if self._blocked and is_silent else every_s)
         self._watch = loop.call_at(self._due_s, self._look)
 
     def _look(self) -> None:
@@ -276,7 +278,7 @@ class _ClientSide(_Frames):
         loop = asyncio.get_running_loop()
         # Time in which we did not run ourselves is no silence of the peer's.
         self._heard_s += max(0.0, loop.time() - self._due_s)
-        if loop.time() - self._heard_s > PING_EVERY_S / 2:
+        if loop.time() - self._heard_s > LOOK_EVERY_S:
             self._excuse(loop.time())
         if loop.time() - self._heard_s > (SILENT_S if self._blocked else IDLE_SILENT_S):
             self._end_all(SILENT)

@@ -30,6 +30,7 @@ FILE: FileVersion = version_of(
 DATA = os.urandom(PIECES * PIECE_BYTES)
 ASKED_FOR = BlockRequest(FILE, 0, 0, is_relayed=False)
 HEARTBEAT = Piece(0, 0, b"")
+EPOCH_BYTES = 8
 
 
 def piece(number: int) -> Piece:
@@ -218,6 +219,56 @@ async def test_news_are_taken_in_order_and_not_answered() -> None:
         assert len(used.server._serving) == 1
 
 
+@pytest.mark.parametrize("part_bytes", [1, 7, 100, 5_000, 1_000_000])
+async def test_what_is_asked_and_told_comes_in_any_parts(part_bytes: int) -> None:
+    """News of all sizes that are allowed, and questions among them, in any packets."""
+    told = [f"n{number}" for number in range(40)] + ["long" * 10_000]
+    asks = ASKED.pack(METHODS.index(SERVE), len(SERVE.encode_request(ASKED_FOR)))
+    asks += SERVE.encode_request(ASKED_FOR)
+    said = b""
+    for number, name in enumerate(told):
+        news = NEWS.encode_request(NewsRequest(name))
+        said += ASKED.pack(METHODS.index(NEWS), len(news)) + news
+        said += asks if number in (0, 20) else b""
+    async with channel() as used:
+        used.sender.what = [HEARTBEAT]
+        greeting = MAGIC + used.server.reply.token
+        with await raw(used, greeting) as socket:
+            loop = asyncio.get_running_loop()
+            for at in range(0, len(said), part_bytes):
+                await loop.sock_sendall(socket, said[at : at + part_bytes])
+                if part_bytes < 1_000 and at < 20 * part_bytes:
+                    await asyncio.sleep(0.001)  # so that it comes as it was sent
+            socket.shutdown(sockets.SHUT_WR)
+            found = await received(socket)
+        assert used.sender.news == told
+        assert len(used.sender.requests) == 2
+        assert len(found) == 2 * (2 * SENT.size + EPOCH_BYTES)
+
+
+async def test_news_that_can_not_be_taken_end_the_connection_and_nothing_else() -> None:
+    async with channel() as used:
+        greeting = MAGIC + used.server.reply.token
+        told = ASKED.pack(METHODS.index(NEWS), 4) + b"\xff" * 4
+        with await raw(used, greeting + told) as socket:
+            assert await received(socket) == b""
+        assert await used.read() == DATA
+
+
+async def test_who_reads_nothing_holds_up_its_sender_alone() -> None:
+    """What is sent waits in the kernel, not in this process."""
+    async with channel() as used:
+        used.sender.what = [piece(0)] * 64
+        request = SERVE.encode_request(ASKED_FOR)
+        asked = ASKED.pack(METHODS.index(SERVE), len(request)) + request
+        with await raw(used, MAGIC + used.server.reply.token + asked):
+            await asyncio.sleep(0.5)  # nothing is to happen, so there is no event
+            sent = used.sender.sent
+            assert sent < 32
+            used.sender.what = [piece(0)]
+            assert len(await used.read()) == PIECE_BYTES
+
+
 # Nobody wants the rest
 
 
@@ -334,7 +385,7 @@ async def test_a_peer_that_dies_on_the_way_is_unavailable() -> None:
 
 
 async def test_a_peer_that_is_stopped_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesh.wire.bulk.STALL_S", 0.1)
+    monkeypatch.setattr("mesh.wire.connection.STALL_S", 0.1)
 
     async def deaf() -> BulkReply:
         return BulkReply(listener.getsockname()[1], bytes(16))
@@ -413,7 +464,7 @@ async def test_a_request_that_is_none_is_refused_and_the_connection_goes_on() ->
 
 
 async def test_what_trickles_in_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesh.wire.bulk.STALL_S", 0.2)
+    monkeypatch.setattr("mesh.wire.connection.STALL_S", 0.2)
     data = DATA[:PIECE_BYTES]
 
     async def trickle(writer: asyncio.StreamWriter) -> None:

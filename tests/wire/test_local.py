@@ -9,18 +9,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from mesh.errors import PeerUnavailable
+from mesh.wire.catalog import WATCH
 from mesh.wire.codec import REPORT
 from mesh.wire.effort import cpu_s
-from mesh.wire.local import SILENT, SILENT_S, LocalChannel
-from mesh.wire.messages import MountReport
+from mesh.wire.local import _HEAD, PING, PONG, SILENT, SILENT_S, LocalChannel
+from mesh.wire.messages import MountReport, WatchRequest
 
 _PEER = """
 import asyncio, sys, time
+from mesh.wire.catalog import WATCH
 from mesh.wire.codec import REPORT
 from mesh.wire.local import LocalServer
 from mesh.wire.messages import MembersReply
@@ -37,7 +40,7 @@ def held_up():
     time.sleep(max(0.0, until_s - time.monotonic()))
 
 async def main():
-    server = LocalServer([(REPORT, answer)])
+    server = LocalServer([(REPORT, answer), (WATCH, lambda request: asyncio.Event().wait())])
     await server.listen(sys.argv[1])
     print("listens", flush=True)
     await asyncio.Event().wait()
@@ -109,6 +112,60 @@ def test_not_for_ever(peer: Peers, tmp_path: Path) -> None:
     peer("busy", 15.0)
     with pytest.raises(PeerUnavailable, match=SILENT):
         _ask(tmp_path / "s")
+
+
+@pytest.mark.parametrize(("is_blocked", "at_most"), [(False, 3), (True, 9)])
+def test_who_waits_for_news_alone_pings_seldom(
+    tmp_path: Path, *, is_blocked: bool, at_most: int
+) -> None:
+    """There is always a watch under way: in an idle mesh that is all that mounts do."""
+
+    async def pings() -> int:
+        count = 0
+
+        async def pong(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal count
+            with suppress(asyncio.IncompleteReadError):
+                while True:
+                    size_bytes, number, code = _HEAD.unpack(await reader.readexactly(_HEAD.size))
+                    await reader.readexactly(size_bytes)
+                    if code == PING:
+                        count += 1
+                        writer.write(_HEAD.pack(0, number, PONG))
+            writer.close()
+
+        channel = LocalChannel(str(tmp_path / "s"))
+        async with await asyncio.start_unix_server(pong, tmp_path / "s"):
+            asks = [asyncio.create_task(channel.call(WATCH, WatchRequest(0), timeout_s=1.5))]
+            if is_blocked:
+                asks.append(asyncio.create_task(channel.call(REPORT, REQUEST, timeout_s=1.5)))
+            found = await asyncio.gather(*asks, return_exceptions=True)
+            assert all("no answer in 1.5 s" in str(each) for each in found)
+            await channel.aclose()
+            await asyncio.sleep(0.05)  # the other end hears of that
+        return count
+
+    count = asyncio.run(pings())
+    assert 1 <= count <= at_most
+    assert count > 3 or not is_blocked
+
+
+def test_one_who_is_asked_after_a_long_idle_time_is_not_silent_since_then(
+    peer: Peers, tmp_path: Path
+) -> None:
+    peer("asleep", 0.3)
+
+    async def ask() -> None:
+        channel = LocalChannel(str(tmp_path / "s"))
+        watch = asyncio.create_task(channel.call(WATCH, WatchRequest(0), timeout_s=20.0))
+        for _ in range(2):
+            await asyncio.sleep(2 * SILENT_S)
+            await channel.call(REPORT, REQUEST, timeout_s=20.0)
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+        await channel.aclose()
+
+    asyncio.run(ask())
 
 
 def test_effort() -> None:
