@@ -83,23 +83,29 @@ class Connection(asyncio.BufferedProtocol):
     @classmethod
     async def on(cls, socket: sockets.socket) -> Connection:
         """Return the connection over a socket, which is closed with it."""
-        connection = cls(socket)
+        try:
+            connection = cls(socket)
+        except BaseException:
+            socket.close()
+            raise
         made = connection._loop.create_task(connection._made())
         try:
             await asyncio.shield(made)
-        except BaseException:
+        except asyncio.CancelledError:
             # From its first step on the socket is the transport's.
             made.add_done_callback(lambda _: connection.close())
             raise
+        if connection._transport is None:
+            raise connection._ended or ConnectionError("no connection")
         return connection
 
     async def _made(self) -> None:
         try:
             await self._loop.create_connection(lambda: self, sock=self._socket)
-        except OSError:
+        except OSError as error:
+            self._ended = error
             if self._transport is None:
                 self._socket.close()
-            raise
 
     # Reading
 

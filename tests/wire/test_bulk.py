@@ -18,6 +18,7 @@ from mesh.testing.servers import free_port
 from mesh.wire.bulk import ASKED, END, FAILED, MAGIC, METHODS, PIECE, REQUEST_BYTES_MAX, SENT, Lanes
 from mesh.wire.bulk_server import BulkServer
 from mesh.wire.codec import PEEK, SERVE
+from mesh.wire.connection import Connection
 from mesh.wire.hedged import Hedged, Signs, Strays
 from mesh.wire.messages import BlockRequest, BulkReply, Piece
 from mesh.wire.swarm import NEWS, TAKE, NewsRequest, TakeRequest
@@ -253,6 +254,25 @@ async def test_news_that_can_not_be_taken_end_the_connection_and_nothing_else() 
         with await raw(used, greeting + told) as socket:
             assert await received(socket) == b""
         assert await used.read() == DATA
+
+
+async def test_a_connection_that_is_given_up_before_it_is_made_is_closed() -> None:
+    mine, other = sockets.socketpair()
+    with pytest.raises(OSError, match=r"Operation not supported|Protocol not available"):
+        await Connection.on(mine)  # no TCP
+    assert mine.fileno() == -1
+    other.close()
+    with sockets.create_server(("127.0.0.1", 0)) as server:
+        mine = sockets.create_connection(server.getsockname())
+        making = asyncio.create_task(Connection.on(mine))
+        await asyncio.sleep(0)
+        making.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await making
+        other, _ = server.accept()
+        other.settimeout(0)
+        with other:
+            assert await received(other) == b""
 
 
 async def test_who_reads_nothing_holds_up_its_sender_alone() -> None:
