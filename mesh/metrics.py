@@ -224,8 +224,16 @@ def by_label(counter: Counter, label: str) -> dict[str, int]:
     return {s.labels[label]: int(s.value) for s in samples if s.name.endswith("_total")}
 
 
-def count_of(counter: Counter, peer: str, amount: float) -> None:
-    """Add to what is counted of a peer; beyond `PEERS_NAMED_MAX` peers, of all others."""
-    known = by_label(counter, "peer")
-    named = peer in known or len(known) < PEERS_NAMED_MAX
-    counter.labels(peer if named else "others").inc(amount)
+class PeerCounter:
+    """What is counted of each peer; beyond `PEERS_NAMED_MAX` peers, of all others."""
+
+    def __init__(self, counter: Counter) -> None:
+        """Count in *counter*, whose one label is the peer."""
+        self._counter = counter
+        self._named: dict[str, Counter] = {}
+
+    def add(self, peer: str, amount: float) -> None:
+        counted = self._named.get(peer)
+        if counted is None and len(self._named) < PEERS_NAMED_MAX:
+            counted = self._named[peer] = self._counter.labels(peer)
+        (counted or self._counter.labels("others")).inc(amount)

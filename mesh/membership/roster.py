@@ -46,6 +46,7 @@ class Roster:
         self._grace_s = grace_s
         self._forget_s = forget_s
         self._known: dict[str, _Known] = {}
+        self._view = view_of(())
 
     def hear(self, member: Member, now_s: float) -> None:
         """Note what was heard of a peer; of an earlier run only that it had a place counts."""
@@ -101,7 +102,12 @@ class Roster:
         for member_id, known in list(self._known.items()):
             if not known.member.is_here and now_s >= self._forgotten_s(known):
                 del self._known[member_id]
-        return view_of(self._placed(known, now_s) for known in self._chosen(now_s).values())
+        members = [self._placed(known, now_s) for known in self._chosen(now_s).values()]
+        members.sort(key=lambda member: member.name)
+        # It is asked for every second, and is nearly always the one before: its digest is dear.
+        if tuple(members) != self._view.members:
+            self._view = view_of(members)
+        return self._view
 
     def next_change_s(self, now_s: float) -> float | None:
         """Return when the view changes by time alone, or None."""

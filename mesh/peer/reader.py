@@ -28,7 +28,7 @@ from mesh.blocks import PIECE_BYTES, FileVersion, Span, pieces_of
 from mesh.budget import Budget
 from mesh.clock import Clock, monotonic_s
 from mesh.errors import MeshError, NotFound, StoreFull, Unavailable, UnderStoreUnavailable
-from mesh.metrics import LOCAL, PEER, UNDER_STORE, Metrics, count_of
+from mesh.metrics import LOCAL, PEER, UNDER_STORE, Metrics, PeerCounter
 from mesh.peer.filler import BlockFiller, Neighbors, UnderStores, checked
 from mesh.peer.flight import Flights, Landing
 from mesh.peer.session import Session
@@ -92,6 +92,7 @@ class BlockReader(BlockFiller):
         self.swarms: Swarming | None = None
         """What is read with the help of others; set once the peer is built."""
 
+        self._swarm_bytes = PeerCounter(metrics.swarm_bytes)
         in_flight = metrics.in_flight_bytes.labels("reads")
         self._read_budget = Budget(memory_bytes // 2, in_flight)
 
@@ -186,7 +187,7 @@ class BlockReader(BlockFiller):
                         session.sent(index, hedged)
                         for source in hedged.sources:
                             if source.data_bytes:
-                                count_of(self._metrics.swarm_bytes, source.peer, source.data_bytes)
+                                self._swarm_bytes.add(source.peer, source.data_bytes)
                         await writer.commit(rank=self._neighbors.rank(file.key(index)))
                         self._count_read(PEER, file.length_bytes(index))
                         return

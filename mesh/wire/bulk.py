@@ -32,6 +32,7 @@ from mesh.errors import MeshError, PeerUnavailable
 from mesh.wire.basics import STALL_S, Method, error_named
 from mesh.wire.codec import PEEK, SERVE
 from mesh.wire.connection import Connection
+from mesh.wire.hedged import Cuttable
 from mesh.wire.messages import BlockRequest, BulkReply, Piece
 from mesh.wire.swarm import NEWS, TAKE, TakeRequest
 
@@ -130,7 +131,7 @@ class Lane:
             self._idle.pop().connection.end()
 
 
-class Received:
+class Received(Cuttable):
     """The pieces of one block as they come over a lane; over gRPC if it can't be had."""
 
     def __init__(

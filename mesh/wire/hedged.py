@@ -12,11 +12,12 @@ that is cancelled leaks memory (grpc issue 43360).
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from mesh.clock import Clock
 from mesh.errors import MeshError
@@ -51,17 +52,17 @@ class Patience(Protocol):
         ...
 
 
-@runtime_checkable
-class Cuttable(Protocol):
+class Cuttable(ABC):
     """A stream that can be hung up on without harm, and says when part of a piece comes."""
 
     on_sign: Callable[[], None] | None
 
     @property
+    @abstractmethod
     def is_worth_cutting(self) -> bool:
         """Whether more is to come than what ends it."""
-        ...
 
+    @abstractmethod
     async def aclose(self) -> None: ...
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from mesh.blocks import MIB, PIECE_BYTES, FileVersion, Span
 from mesh.errors import Busy, NotFound
-from mesh.metrics import PEERS_NAMED_MAX, Metrics, by_label, count_of, total
+from mesh.metrics import PEERS_NAMED_MAX, Metrics, PeerCounter, by_label, total
 from mesh.peer.peer import Peer
 from mesh.peer.session import Session, beat_s
 from mesh.peer.swarms import Pace, Swarms
@@ -262,12 +262,14 @@ async def test_who_gave_it_is_counted(tmp_path: Path) -> None:
 
 
 def test_of_many_peers_the_first_are_told_apart() -> None:
-    counter = Metrics().swarm_bytes
-    for number in range(3 * PEERS_NAMED_MAX):
-        count_of(counter, f"peer-{number}", 10)
-    counted = by_label(counter, "peer")
+    metrics = Metrics()
+    counter = PeerCounter(metrics.swarm_bytes)
+    for number in [*range(3 * PEERS_NAMED_MAX), 0]:
+        counter.add(f"peer-{number}", 10)
+    counted = by_label(metrics.swarm_bytes, "peer")
     assert len(counted) == PEERS_NAMED_MAX + 1
     assert counted["others"] == 2 * PEERS_NAMED_MAX * 10
+    assert counted["peer-0"] == 20
 
 
 def test_who_is_busy_says_so_over_the_wire() -> None:
