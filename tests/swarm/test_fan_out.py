@@ -50,7 +50,8 @@ def test_many_who_die_at_once(seed: int) -> None:
     done = fan_out(FanOut(readers=60, blocks=128, killed=0.3, seed=seed, under_store_links=4.0))
     assert len(done.done) == 42
     assert done.ratio <= 1.45 + 0.15
-    assert done.egress <= 1.05  # what only the dead had
+    # What only the dead had: 2 to 9 blocks of 128 with 12 seeds.
+    assert done.egress <= 1.08
 
 
 def test_slow_senders_do_not_make_the_others_slow() -> None:
