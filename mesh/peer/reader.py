@@ -63,6 +63,10 @@ class Swarming(Protocol):
         """Note that a block is here now."""
         ...
 
+    def given_up(self, file: FileVersion, index: int) -> None:
+        """Note that a read of a block has ended without it."""
+        ...
+
 
 class BlockReader(BlockFiller):
     """Reads blocks for this node; what it does for neighbors it has from `BlockFiller`."""
@@ -88,7 +92,7 @@ class BlockReader(BlockFiller):
             memory_bytes=memory_bytes // 2,
             clock=clock,
         )
-        self._reads = Flights(tasks, self._landed)
+        self._reads = Flights(tasks, self._ended)
         self.swarms: Swarming | None = None
         """What is read with the help of others; set once the peer is built."""
 
@@ -158,44 +162,50 @@ class BlockReader(BlockFiller):
                     await landing.wait_end()
                 return landing
 
-    def begin(self, session: Session, index: int, *, is_own: bool) -> None:
-        """Bring a block from the sources that a session names; an own one by a fill."""
+    def begin(self, session: Session, index: int, *, is_own: bool) -> bool:
+        """Bring a block from the sources that a session names; an own one by a fill, for which
+        what is under way must have ended: False then."""
+        if is_own and self._reads.under_way(session.file.key(index)) is not None:
+            return False
         load = self._find if is_own else partial(self._swarmed, session)
         with suppress(MeshError):  # the peer stops
             self._reads.board(session.file, index, load)
+        return True
 
     async def _swarmed(self, session: Session, landing: Landing) -> None:
         file, index = landing.file, landing.index
-        try:
-            async with (
-                self._read_budget.lend(file.length_bytes(index)),
-                self._store.writing(file, index) as writer,
-            ):
-                while (fetch := session.source(index)) is not None:
-                    landing.origin = PEER
-                    request = TakeRequest(
-                        file,
-                        index,
-                        landing.missing[0],
-                        self._neighbors.me,
-                        is_urgent=fetch.is_urgent,
-                        is_owner=fetch.is_owner,
-                    )
-                    hedged = self._neighbors.take(request, fetch.source, patience_s=session.piece_s)
-                    session.asked(index, hedged)
-                    if await self._taken(hedged, landing, writer):
-                        session.sent(index, hedged)
-                        for source in hedged.sources:
-                            if source.data_bytes:
-                                self._swarm_bytes.add(source.peer, source.data_bytes)
-                        await writer.commit(rank=self._neighbors.rank(file.key(index)))
-                        self._count_read(PEER, file.length_bytes(index))
-                        return
-                    session.missed(fetch, hedged.sources[0].error)
-            raise GivenUp(f"nobody sends block {file.key(index)}")
-        except MeshError:
-            session.given_up(index)
-            raise
+        async with (
+            self._read_budget.lend(file.length_bytes(index)),
+            self._store.writing(file, index) as writer,
+        ):
+            while (fetch := session.source(index)) is not None:
+                landing.origin = PEER
+                request = TakeRequest(
+                    file,
+                    index,
+                    landing.missing[0],
+                    self._neighbors.me,
+                    is_urgent=fetch.is_urgent,
+                    is_owner=fetch.is_owner,
+                )
+                hedged = self._neighbors.take(request, fetch.source, patience_s=session.piece_s)
+                session.asked(index, hedged)
+                if await self._taken(hedged, landing, writer):
+                    session.sent(index, hedged)
+                    for source in hedged.sources:
+                        if source.data_bytes:
+                            self._swarm_bytes.add(source.peer, source.data_bytes)
+                    await writer.commit(rank=self._neighbors.rank(file.key(index)))
+                    self._count_read(PEER, file.length_bytes(index))
+                    return
+                session.missed(index, hedged)
+        raise GivenUp(f"nobody sends block {file.key(index)}")
+
+    def _ended(self, landing: Landing) -> None:
+        if landing.is_done and landing.inode:
+            self._landed(landing)
+        elif self.swarms is not None:
+            self.swarms.given_up(landing.file, landing.index)
 
     def _landed(self, landing: Landing) -> None:
         if self.swarms is not None and landing.is_done and landing.inode:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from mesh.blocks import FileVersion, piece_count
 from mesh.clock import Clock
-from mesh.errors import Busy, MeshError, PeerUnavailable
+from mesh.errors import Busy, PeerUnavailable
 from mesh.peer.outbox import Outbox
 from mesh.swarm.bits import mask_of
 from mesh.swarm.events import (
@@ -20,6 +20,7 @@ from mesh.swarm.events import (
     Arrived,
     Drop,
     Event,
+    Failed,
     Fetch,
     Has,
     Lost,
@@ -60,8 +61,11 @@ def beat_s(usual_s: float) -> float:
 class Loads(Protocol):
     """Who brings blocks here."""
 
-    def begin(self, session: Session, index: int, *, is_own: bool) -> None:
-        """Bring a block from the sources that the session names; an own one by a fill."""
+    def begin(self, session: Session, index: int, *, is_own: bool) -> bool:
+        """Bring a block from the sources that the session names; an own one by a fill.
+
+        False when that can't begin now: the block is being brought otherwise.
+        """
         ...
 
 
@@ -111,6 +115,9 @@ class Session:
         self._clock = clock
         self._assigned: dict[int, deque[Fetch]] = {}
         self._begun_s: dict[int, float] = {}
+        self._fills_next: set[int] = set()
+        """Blocks to be filled here as soon as what was begun before has ended."""
+
         self._hedged: dict[int, Hedged] = {}
         self._senders: dict[int, str] = {}
         self._greeted: set[str] = set()
@@ -224,20 +231,21 @@ class Session:
         """Note the question that is under way for a block."""
         self._hedged[index] = hedged
 
-    def missed(self, fetch: Fetch, error: MeshError | None) -> None:
-        """Note that a source did not give a block."""
-        self._hedged.pop(fetch.index, None)
-        is_busy = isinstance(error, Busy)
-        self.step(
-            Missed(
-                fetch.index,
-                fetch.source,
-                is_away=isinstance(error, PeerUnavailable),
-                is_busy=is_busy,
-                retry_s=error.retry_s if isinstance(error, Busy) else 0.0,
-                others=error.others if isinstance(error, Busy) else (),
+    def missed(self, index: int, hedged: Hedged) -> None:
+        """Note that none of those who were asked gave a block."""
+        self._hedged.pop(index, None)
+        for source in hedged.sources:
+            error = source.error
+            self.step(
+                Missed(
+                    index,
+                    source.peer,
+                    is_away=isinstance(error, PeerUnavailable),
+                    is_busy=isinstance(error, Busy),
+                    retry_s=error.retry_s if isinstance(error, Busy) else 0.0,
+                    others=error.others if isinstance(error, Busy) else (),
+                )
             )
-        )
 
     def sent(self, index: int, hedged: Hedged) -> None:
         """Note who has sent a block that will be here in a moment."""
@@ -256,13 +264,20 @@ class Session:
         began_s = self._begun_s.pop(index, None)
         took_s = 0.0 if began_s is None else self._clock() - began_s
         self._assigned.pop(index, None)
+        self._fills_next.discard(index)
         self.step(Arrived(index, sender, took_s))
 
     def given_up(self, index: int) -> None:
         """Note that a load has ended without the block, whatever it was told to try."""
         self._begun_s.pop(index, None)
-        for fetch in self._assigned.pop(index, ()):
-            self.step(Missed(fetch.index, fetch.source))
+        self._assigned.pop(index, None)
+        self._hedged.pop(index, None)
+        self._senders.pop(index, None)
+        if index in self._fills_next:
+            self._fills_next.discard(index)
+            self._begin(index, is_own=True)
+        elif self.scheduler.is_coming(index):
+            self.step(Failed(index))
 
     def close(self) -> None:
         """Leave the swarm."""
@@ -296,8 +311,12 @@ class Session:
                 hedged.ask_also(fetch.source)
                 return
             self._assigned.setdefault(fetch.index, deque()).append(fetch)
-        self._loads.begin(self, fetch.index, is_own=fetch.source == self._me)
-        if (changed := self._changed.get(fetch.index)) is not None:
+        self._begin(fetch.index, is_own=fetch.source == self._me)
+
+    def _begin(self, index: int, *, is_own: bool) -> None:
+        if not self._loads.begin(self, index, is_own=is_own) and is_own:
+            self._fills_next.add(index)
+        if (changed := self._changed.get(index)) is not None:
             changed.set()
 
     def _tell(

@@ -158,6 +158,11 @@ class Swarms:
         if (session := self._sessions.get(file.id)) is not None:
             session.landed(index)
 
+    def given_up(self, file: FileVersion, index: int) -> None:
+        """Note that a read of a block has ended without it."""
+        if (session := self._sessions.get(file.id)) is not None:
+            session.given_up(index)
+
     def _begin(self, file: FileVersion) -> Session | None:
         is_worth_it = self._is_reading and file.block_count >= BLOCKS_MIN
         if not is_worth_it or len(self._sessions) >= SESSIONS_MAX:

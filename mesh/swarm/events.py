@@ -74,11 +74,19 @@ class Missed:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """A block is not on its way any more, and no source is to blame: there is no room for it,
+    or the under-store is away."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has gone by."""
 
 
-Event = Met | Lost | Has | Wants | Reads | Arrived | Missed | Tick
+Event = Met | Lost | Has | Wants | Reads | Arrived | Missed | Failed | Tick
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from mesh.swarm.bits import any_of, indexes_of, lowest
+from mesh.swarm.bits import any_of, indexes_of, lowest, mask_of
 from mesh.swarm.cursors import Cursors
 from mesh.swarm.events import (
     Action,
@@ -25,6 +25,7 @@ from mesh.swarm.events import (
     Arrived,
     Drop,
     Event,
+    Failed,
     Fetch,
     Has,
     Lost,
@@ -50,6 +51,11 @@ ANNOUNCE_BLOCK_TIMES = 2.0
 the time of the last reader, 16 a fifth (fanout.md 3)."""
 
 HINTS_MAX = 8
+
+REST_S = 1.0
+REST_S_MAX = 64.0
+"""A block that could not be had is not begun again for so long, twice as long each time, unless
+somebody waits for it: where a disk is full it is asked for in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +126,12 @@ class Scheduler:
         self._filling = 0
         self._wanted: dict[int, None] = {}
         self._hints: dict[int, list[str]] = {}
+        self._resting: dict[int, float] = {}
+        """Blocks that could not be had, and until when they are let be."""
+
+        self._rests_s: dict[int, float] = {}
+        """For how long, the last time."""
+
         self._asks_from_s = 0.0
         """Owners are busy: others will announce what they have been sent before then."""
 
@@ -173,7 +185,7 @@ class Scheduler:
             due_s = min(due_s, self._sources.quiet_until_s())
         if self._asks_from_s and self._missing_window():
             due_s = min(due_s, self._asks_from_s)
-        return due_s
+        return min(due_s, min(self._resting.values(), default=due_s))
 
     # What happens
 
@@ -189,7 +201,10 @@ class Scheduler:
                 actions += self._note_arrived(now_s, event)
             case Missed():
                 self._note_missed(now_s, event)
+            case Failed():
+                self._note_failed(now_s, event)
             case Wants():
+                self._resting.pop(event.index, None)
                 self._wanted.setdefault(event.index)
             case Reads():
                 self.cursors.note(event.index, now_s)
@@ -202,6 +217,7 @@ class Scheduler:
                 if self.cursors.expire(now_s):
                     self._window = None
                 self._sources.expire(now_s)
+                self._resting = {i: at_s for i, at_s in self._resting.items() if at_s > now_s}
                 if self._asks_from_s <= now_s:
                     self._asks_from_s = 0.0
         actions += self._urgent(now_s)
@@ -253,6 +269,8 @@ class Scheduler:
         flight = self._forget(event.index)
         self._hints.pop(event.index, None)
         self._wanted.pop(event.index, None)
+        self._resting.pop(event.index, None)
+        self._rests_s.pop(event.index, None)
         if event.source != self._me and event.took_s > 0:
             self._sources.sent(event.source, event.took_s, now_s)
         if self.mine & bit:
@@ -293,6 +311,13 @@ class Scheduler:
         if event.source in hints:
             hints.remove(event.source)
 
+    def _note_failed(self, now_s: float, event: Failed) -> None:
+        self._forget(event.index)
+        self._wanted.pop(event.index, None)  # who waits is told, and says so if he goes on
+        rest_s = min(REST_S_MAX, 2 * self._rests_s.get(event.index, REST_S / 2))
+        self._rests_s[event.index] = rest_s
+        self._resting[event.index] = now_s + rest_s
+
     def _forget(self, index: int) -> _Flight | None:
         flight = self._flights.pop(index, None)
         if flight is not None:
@@ -312,7 +337,8 @@ class Scheduler:
     def _missing_window(self) -> int:
         if self._window is None:
             self._window = self.cursors.window(self.mine)
-        return self._window & ~self.mine
+        missing = self._window & ~self.mine
+        return missing & ~mask_of(self._resting) if self._resting else missing
 
     def _urgent(self, now_s: float) -> list[Action]:
         """Fetch what a reader is blocked on, whatever else is under way."""

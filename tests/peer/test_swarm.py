@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from mesh.blocks import MIB, PIECE_BYTES, FileVersion, Span
-from mesh.errors import Busy, NotFound
+from mesh.errors import Busy, NotFound, UnderStoreUnavailable
 from mesh.metrics import PEERS_NAMED_MAX, Metrics, PeerCounter, by_label, total
 from mesh.peer.peer import Peer
 from mesh.peer.session import Session, beat_s
@@ -143,6 +143,42 @@ async def test_a_reader_that_dies_costs_the_others_no_error_and_no_second_fill(
         reading.pop("d").cancel()
         await cluster.stop("d")
         assert await asyncio.gather(*reading.values()) == [DATA] * 3
+
+
+async def test_a_block_that_a_neighbor_does_not_have_after_all_is_filled_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question for it is still being ended when the fill is decided."""
+    for name in ("PATIENCE_S_MIN", "PATIENCE_S_MAX"):
+        monkeypatch.setattr(f"mesh.peer.session.{name}", 60.0)
+    async with running(tmp_path) as (cluster, file, _):
+        for name, peer in cluster.peers.items():
+            own = [i for i in range(1, BLOCKS) if peer.neighbors.is_filler(file.key(i))]
+            swarms_of(peer).joined(file, 0)
+            other = next(each for each in NAMES if each != name)
+            session(peer, file).heard(other, "", 1 << own[0], 4, is_greeting=False)
+            async with asyncio.timeout(10):
+                await peer.reader.read(file, Span(own[0], 0, file.length_bytes(own[0])))
+        assert fills(cluster) == len(NAMES)
+
+
+async def test_fills_that_failed_do_not_keep_others_from_being_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.swarm.scheduler.REST_S", 0.1)
+    async with running(tmp_path) as (cluster, file, under_store):
+        peer = cluster.peers["a"]
+        under_store.error = UnderStoreUnavailable("memory", "is away")
+        swarms_of(peer).joined(file, 0)
+        reader = session(peer, file)
+        reader.want_all()
+        await until(lambda: len(under_store.reads) > 4)
+        begun = len(under_store.reads)
+        await asyncio.sleep(0.3)
+        assert len(under_store.reads) < begun + 60, "one after the other without a pause"
+        under_store.error = None
+        await until(lambda: reader.scheduler.is_whole)
+        assert not reader.scheduler.flying
 
 
 async def test_the_whole_file_is_brought_to_whom_it_is_wanted(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from mesh.swarm.events import (
     Arrived,
     Drop,
     Event,
+    Failed,
     Fetch,
     Has,
     Lost,
@@ -210,6 +211,21 @@ def test_what_a_source_does_not_have_after_all_is_asked_elsewhere() -> None:
     first = reader.flying[1].source
     (fetch,) = [f for f in reader.fetches(Missed(1, first)) if f.index == 1]
     assert fetch.source != first
+
+
+def test_what_could_not_be_had_rests_longer_each_time_unless_somebody_waits_for_it() -> None:
+    reader = Reader(mine=ALL & ~mask_of([4]))
+    assert reader.fetches(Reads(4)) == [Fetch(4, ME, is_owner=True)]
+    for rest_s in (1.0, 2.0, 4.0):
+        assert not reader.fetches(Failed(4))
+        assert not reader.scheduler.is_coming(4)
+        assert reader.scheduler.due_s() == reader.now_s + rest_s
+        assert not reader.fetches(Tick(), after_s=0.9 * rest_s)
+        assert reader.fetches(Tick(), after_s=0.2 * rest_s)
+    reader.step(Failed(4))
+    assert reader.fetches(Wants(4)), "somebody waits"
+    reader.arrive(4)
+    assert reader.scheduler.is_whole
 
 
 def test_a_neighbor_that_is_lost_is_asked_nothing() -> None:
