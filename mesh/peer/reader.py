@@ -63,8 +63,8 @@ class Swarming(Protocol):
         """Note that a block is here now."""
         ...
 
-    def given_up(self, file: FileVersion, index: int) -> None:
-        """Note that a read of a block has ended without it."""
+    def given_up(self, file: FileVersion, index: int, *, may_go_on: bool) -> None:
+        """Note that a read of a block has ended without it, and whether others may be asked."""
         ...
 
 
@@ -205,7 +205,8 @@ class BlockReader(BlockFiller):
         if landing.is_done and landing.inode:
             self._landed(landing)
         elif self.swarms is not None:
-            self.swarms.given_up(landing.file, landing.index)
+            may_go_on = isinstance(landing.error, GivenUp)
+            self.swarms.given_up(landing.file, landing.index, may_go_on=may_go_on)
 
     def _landed(self, landing: Landing) -> None:
         if self.swarms is not None and landing.is_done and landing.inode:

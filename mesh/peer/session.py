@@ -267,15 +267,18 @@ class Session:
         self._fills_next.discard(index)
         self.step(Arrived(index, sender, took_s))
 
-    def given_up(self, index: int) -> None:
-        """Note that a load has ended without the block, whatever it was told to try."""
+    def given_up(self, index: int, *, may_go_on: bool) -> None:
+        """Note that a load has ended without the block: what was decided since it had nobody
+        left to ask begins, unless nobody could have helped it."""
         self._begun_s.pop(index, None)
-        self._assigned.pop(index, None)
         self._hedged.pop(index, None)
         self._senders.pop(index, None)
-        if index in self._fills_next:
-            self._fills_next.discard(index)
-            self._begin(index, is_own=True)
+        is_own = index in self._fills_next
+        self._fills_next.discard(index)
+        if not may_go_on:
+            self._assigned.pop(index, None)
+        if may_go_on and (is_own or self._assigned.get(index)):
+            self._begin(index, is_own=is_own)
         elif self.scheduler.is_coming(index):
             self.step(Failed(index))
 

@@ -158,10 +158,10 @@ class Swarms:
         if (session := self._sessions.get(file.id)) is not None:
             session.landed(index)
 
-    def given_up(self, file: FileVersion, index: int) -> None:
-        """Note that a read of a block has ended without it."""
+    def given_up(self, file: FileVersion, index: int, *, may_go_on: bool) -> None:
+        """Note that a read of a block has ended without it, and whether others may be asked."""
         if (session := self._sessions.get(file.id)) is not None:
-            session.given_up(index)
+            session.given_up(index, may_go_on=may_go_on)
 
     def _begin(self, file: FileVersion) -> Session | None:
         is_worth_it = self._is_reading and file.block_count >= BLOCKS_MIN

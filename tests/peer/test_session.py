@@ -108,16 +108,23 @@ async def test_of_two_who_were_asked_neither_is_waited_for_once_both_were_given_
         session.close()
 
 
-@pytest.mark.parametrize("is_busy", [False, True])
-async def test_a_fill_begins_when_what_was_begun_before_has_ended(is_busy: bool) -> None:
+@pytest.mark.parametrize("may_go_on", [False, True])
+@pytest.mark.parametrize("owner", ["me", "owner"])
+async def test_what_is_decided_while_a_load_ends_begins_after_it(
+    owner: str, may_go_on: bool
+) -> None:
     async with asyncio.TaskGroup() as tasks:
-        reading = Reading(tasks, owner="me")
+        reading = Reading(tasks, owner=owner)
         session, loads = reading.session, reading.loads
-        loads.is_busy = is_busy
+        is_own = owner == "me"
+        loads.is_busy = is_own
         await reading.wants(1)
-        assert loads.begun == [(1, True)]
+        assert loads.begun == [(1, is_own)]
         loads.is_busy = False
-        session.given_up(1)
-        assert loads.begun == [(1, True)] * (2 if is_busy else 1)
-        assert session.scheduler.is_coming(1) == is_busy, "what failed is not on its way"
+        session.given_up(1, may_go_on=may_go_on)
+        assert loads.begun == [(1, is_own)] * (2 if may_go_on else 1)
+        assert session.scheduler.is_coming(1) == may_go_on, "what failed is not on its way"
+        assert (session.source(1) is not None) == (may_go_on and not is_own)
+        session.given_up(1, may_go_on=True)
+        assert not session.scheduler.is_coming(1)
         session.close()
