@@ -19,14 +19,22 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from contextlib import ExitStack
+from collections import deque
+from contextlib import suppress
 from pathlib import Path
+from random import SystemRandom
 from types import TracebackType
 from typing import Any, Self
 
 HOST = "127.0.0.1"
 START_DEADLINE_S = 60.0
 STOP_PATIENCE_S = 2.0  # weed may take half a minute over a SIGTERM
+
+PORTS_OF_KERNEL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+PORT_MIN = 12_000
+PORT_TRIES = 1000
+_given: deque[int] = deque(maxlen=2000)
+_random = SystemRandom()  # several test processes at once must not draw the same
 
 
 def free_port() -> int:
@@ -35,12 +43,23 @@ def free_port() -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return *count* distinct loopback TCP ports that were free a moment ago."""
-    with ExitStack() as held:  # all held at once, or the kernel may repeat itself
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+    """Return *count* distinct loopback TCP ports that were free a moment ago.
+
+    None of those that the kernel gives to who asks for any: it would give one that is waiting
+    for its server to somebody else's connection.
+    """
+    until = int(PORTS_OF_KERNEL.read_text().split()[0])
+    ports: list[int] = []
+    for _ in range(PORT_TRIES):
+        if len(ports) == count:
+            return ports
+        port = _random.randrange(PORT_MIN, until)
+        with socket.socket() as one, suppress(OSError):
+            one.bind((HOST, port))
+            if port not in _given:
+                _given.append(port)
+                ports.append(port)
+    raise OSError(f"no {count} free ports from {PORT_MIN} to {until} in {PORT_TRIES} tries")
 
 
 def find_program(name: str) -> str:

@@ -2,8 +2,10 @@
 
 import gc
 import os
+import socket
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +18,14 @@ from botocore.exceptions import ClientError
 from pyarrow import fs
 
 from mesh.testing.request_log import RequestLog
-from mesh.testing.servers import MotoS3, S3Process, SeaweedS3, find_program, free_ports
+from mesh.testing.servers import (
+    PORTS_OF_KERNEL,
+    MotoS3,
+    S3Process,
+    SeaweedS3,
+    find_program,
+    free_ports,
+)
 
 MIB = 1024 * 1024
 pytestmark = pytest.mark.slow
@@ -168,6 +177,25 @@ def test_upstream_gone_is_an_error_not_a_hang() -> None:
 
 def test_free_ports_are_distinct() -> None:
     assert len(set(free_ports(50))) == 50
+
+
+def test_no_free_port_is_one_that_the_kernel_gives_to_others() -> None:
+    lowest, _ = PORTS_OF_KERNEL.read_text().split()
+    assert all(port < int(lowest) for port in free_ports(50))
+
+
+def test_a_port_that_is_taken_is_not_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_ports(1)[0]
+    (tmp_path / "range").write_text(f"{port + 1}\t60999\n")
+    monkeypatch.setattr("mesh.testing.servers.PORT_MIN", port)
+    monkeypatch.setattr("mesh.testing.servers.PORTS_OF_KERNEL", tmp_path / "range")
+    monkeypatch.setattr("mesh.testing.servers._given", deque())
+    assert free_ports(1) == [port]
+    monkeypatch.setattr("mesh.testing.servers._given", deque())
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        with pytest.raises(OSError, match="free ports"):
+            free_ports(1)
 
 
 def test_a_server_that_cannot_start_shows_its_log(tmp_path: Path) -> None:
