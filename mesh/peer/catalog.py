@@ -422,10 +422,14 @@ class Catalog:
 
     async def _from_former(self, spot: Spot) -> StatReply | None:
         """Return what the peer knows that owned the directory until a moment ago."""
+
+        async def ask(peer: str) -> StatReply | None:
+            return await self._shards.lookup(peer, spot.path, only_known=True)
+
         for peer in self._shards.former(spot.directory):
             began, began_s = self.changes.last, self._clock()
             with suppress(MeshError):
-                reply = await self._shards.lookup(peer, spot.path, only_known=True)
+                reply = await self._shards.first([peer], ask)
                 if reply is not None and not reply.is_stale:
                     return self._copied(spot, reply, began, began_s)
         return None

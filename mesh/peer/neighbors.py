@@ -10,15 +10,10 @@ import structlog
 
 from mesh.blocks import BlockKey, FileVersion
 from mesh.clock import Clock, monotonic_s
-from mesh.errors import (
-    MeshError,
-    PeerUnavailable,
-    Refused,
-    Stale,
-    UnderStoreUnavailable,
-)
+from mesh.errors import MeshError, PeerUnavailable, Refused, Stale, UnderStoreUnavailable
 from mesh.membership.view import Member, State, View, member_from_json
 from mesh.metrics import Metrics
+from mesh.peer.asks import Asks
 from mesh.peer.calls import Wire
 from mesh.peer.health import PROBE_EVERY_S, Health, Hedging, Lag, Slow
 from mesh.peer.holdings import Holdings
@@ -94,6 +89,7 @@ class RingNeighbors:
         self._former: list[Ring] = []
         self._broke = asyncio.Event()
         self._holdings = Holdings(self._held_now, clock)
+        self._asks = Asks()
 
     async def aclose(self) -> None:
         await self._pulses.aclose()
@@ -129,8 +125,11 @@ class RingNeighbors:
                 self._signs.forget(member.name)
             elif member.state is State.ACTIVE and last.state is not State.ACTIVE:
                 self.health.answered(member.name, now_s)
+            elif not member.is_here and last.is_here:
+                self._asks.died(member.name)
         for name in {m.name for m in before.members} - {m.name for m in after.members}:
             self.health.forget(name)
+            self._asks.died(name)
 
     def owners(self, key: BlockKey | bytes) -> list[str]:
         """Return who should be asked, nearest first; who can't help is last, or left out."""
@@ -379,8 +378,10 @@ class RingNeighbors:
     # Directories
 
     async def ask(self, peer: str, method: Method[Q, A], request: Q, *, timeout_s: float) -> A:
-        """Return what *peer* answers; raises what it raised, or `PeerUnavailable`."""
-        return await self._control.call(self._address(peer), method, request, timeout_s=timeout_s)
+        """Return what *peer* answers; raises what it raised, or `PeerUnavailable` when it does
+        not answer in time, or the members say meanwhile that it is dead."""
+        call = self._control.call(self._address(peer), method, request, timeout_s=timeout_s)
+        return await self._asks.answer(peer, call)
 
     def pieces(self, peer: str, method: Method[Q, Piece], request: Q) -> AsyncIterator[Piece]:
         """Yield what *peer* sends; raises what it raised, or `PeerUnavailable`."""

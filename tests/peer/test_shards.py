@@ -217,6 +217,20 @@ async def test_an_owner_who_is_stopped_is_not_waited_for(
             assert len(await names(cluster.peers[names_of_owners[asker]], "big")) == 10
 
 
+async def test_an_owner_does_not_wait_for_another_one_who_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has joined lately asks the other owners what they know: one of them never says it."""
+    async with cluster_of(tmp_path, many(10)) as cluster:
+        first, second, third = owners(cluster, "big")
+        for asker in (second, third):
+            cluster.peers[asker].neighbors.hedging = Hedging()
+            stop_between(cluster, asker, first, monkeypatch)
+        async with asyncio.timeout(10.0):
+            found = await cluster.peers[third].catalog.stat("big/0001")
+        assert found.attributes.size_bytes == 1
+
+
 async def test_an_owner_who_only_looks_for_long_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
