@@ -273,8 +273,9 @@ async def test_what_does_not_fit_is_never_called_done(tmp_path: Path) -> None:
         job = await done(cluster.peers["a"])
         assert job.state == "failed"
         held = [bool(holders(cluster, under_store, path)[0]) for path in under_store.files]
-        assert job.tally.kept_files == sum(held) < 24
-        assert job.tally.failed == 24 - sum(held)
+        # A peer that has just been asked what it has may still make room.
+        assert sum(held) <= job.tally.kept_files <= 3 * 4
+        assert job.tally.failed == 24 - job.tally.kept_files
         assert len(job.failures) == job.tally.failed
 
 
