@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 import structlog
@@ -16,19 +17,18 @@ from mesh.metrics import Metrics
 from mesh.peer.asks import Asks
 from mesh.peer.calls import Wire
 from mesh.peer.health import PROBE_EVERY_S, Health, Hedging, Lag, Slow
+from mesh.peer.hearing import Hearing
 from mesh.peer.holdings import Holdings
 from mesh.peer.rings import placement, ring_of
 from mesh.ring.ring import Ring
 from mesh.store.eviction import Rank
 from mesh.wire.basics import Method
-from mesh.wire.codec import DESCRIBE, HELD, HELLO, INVENTORY, MEMBERS, PEEK, SERVE
+from mesh.wire.codec import DESCRIBE, HELD, HELLO, MEMBERS, PEEK, SERVE
 from mesh.wire.hedged import Hedged, Patience, Signs, Source, Strays
 from mesh.wire.messages import (
     BlockRequest,
     Description,
     HeldRequest,
-    InventoryReply,
-    InventoryRequest,
     Nothing,
     Piece,
 )
@@ -71,8 +71,7 @@ class RingNeighbors:
         clock: Clock = monotonic_s,
         control: Wire | None = None,
     ) -> None:
-        """Ask small things over *control*: on connections of its own, a small answer need
-        not queue behind the megabytes that are under way."""
+        """Ask small things over *control*: there they need not queue behind megabytes."""
         self.view = view
         self.ring = ring_of(view)
         self.me = me
@@ -82,6 +81,7 @@ class RingNeighbors:
         self._wire = wire
         self._metrics = metrics or Metrics()
         self._clock = clock
+        self.hearing = Hearing()
         self._signs = Signs()
         self._strays = Strays()
         self._control = control or wire
@@ -135,6 +135,8 @@ class RingNeighbors:
         """Return who should be asked, nearest first; who can't help is last, or left out."""
         now_s = self._clock()
         found = self._in_order(key, now_s, self._is_doubtful)
+        if self.hearing.is_deaf(now_s):
+            found = [self.me, *(name for name in found if name != self.me)]
         return found[:1] if self.health.is_under_store_away(now_s) else found
 
     def owners_of_names(self, directory: bytes) -> list[str]:
@@ -174,9 +176,8 @@ class RingNeighbors:
         return (best + worse)[:wanted]
 
     def _is_well(self, member: Member, now_s: float) -> bool:
-        return member.name == self.me or (
-            member.state is State.ACTIVE and not self.health.is_away(member.name, now_s)
-        )
+        is_well = member.state is State.ACTIVE and not self.health.is_away(member.name, now_s)
+        return is_well or member.name == self.me
 
     def _is_doubtful(self, name: str, now_s: float) -> bool:
         return self.health.is_barren(name, now_s) or self.health.is_quiet(name, now_s)
@@ -251,7 +252,8 @@ class RingNeighbors:
         member = self.view.find(primary)
         now_s = self._clock()
         is_asked = member is not None and self._is_well(member, now_s)
-        if primary == self.me or not is_asked or self.health.is_quiet(primary, now_s):
+        is_vain = self.hearing.is_deaf(now_s) or self.health.is_quiet(primary, now_s)
+        if primary == self.me or not is_asked or is_vain:
             return None
         return self._hedged(SERVE, [primary], file, index, missing, is_relayed=True)
 
@@ -296,11 +298,15 @@ class RingNeighbors:
         within_s = max(PROBE_TIMEOUT_S, self.hedging.lost_after_s)
         await self._control.call(self._address(peer), HELLO, Nothing(), timeout_s=within_s)
         self.health.heard(peer)
+        self.hearing.heard()
 
     def settle(self, hedged: Hedged) -> None:
         """Learn from what became of a block's sources, and let those left over end."""
         now_s = self._clock()
         self._metrics.hedges.inc(hedged.hedges)
+        if any(source.first_s and source.peer not in hedged.silent for source in hedged.sources):
+            self.hearing.heard()
+        self.hearing.gave_up(hedged.silent, now_s)
         for source in hedged.sources:
             if hedged.is_lost(source):
                 self._note_failure(source.peer, f"silent for {hedged.silent_s(source):.2f} s")
@@ -335,7 +341,8 @@ class RingNeighbors:
         """
         now_s = self._clock()
         key = file.key(index)
-        if not wide and self.is_primary(key) and not self.health.is_recent(now_s):
+        is_alone = self.is_primary(key) and not self.health.is_recent(now_s)
+        if not wide and (is_alone or self.hearing.is_deaf(now_s)):
             return []
         asked = [name for name in self._possible_holders(key, wide=wide) if name != self.me]
         held = await asyncio.gather(*(self._holdings.of(peer, file) for peer in asked))
@@ -370,11 +377,6 @@ class RingNeighbors:
         )
         return reply.indexes
 
-    async def inventory(self, peer: str, after: bytes) -> InventoryReply:
-        """Return a page of the versions that *peer* has blocks of."""
-        request = InventoryRequest(after)
-        return await self._control.call(self._address(peer), INVENTORY, request, timeout_s=5.0)
-
     # Directories
 
     async def ask(self, peer: str, method: Method[Q, A], request: Q, *, timeout_s: float) -> A:
@@ -398,7 +400,8 @@ class RingNeighbors:
         def ask(name: str) -> AsyncIterator[Piece]:
             return self._wire.pieces(self._address(name), TAKE, request)
 
-        return self._raced([peer], ask, gives_up=True, patience=Slow(self.hedging, patience_s))
+        slow = None if self.hearing.is_doubted else Slow(self.hedging, patience_s)
+        return self._raced([peer], ask, gives_up=True, patience=slow)
 
     def note_failure(self, peer: str, error: MeshError) -> None:
         """Learn from what a peer could not answer."""
@@ -425,11 +428,10 @@ class RingNeighbors:
     async def describe(self, peer: str) -> Description:
         """Return how *peer* is; one that does not answer is described as down."""
         member = self.view.member(peer)
-        answer = await self.description(member) if member.is_here else None
-        if answer is not None:
-            self._note_answer(peer)
-            return answer
         if member.is_here:
+            if (answer := await self.description(member)) is not None:
+                self._note_answer(peer)
+                return answer
             self._note_failure(peer, "does not say how it is")
         return Description(
             name=peer, address=member.address, zone=member.zone, weight=member.weight, is_up=False
@@ -437,12 +439,10 @@ class RingNeighbors:
 
     async def description(self, member: Member) -> Description | None:
         """Return how the peer at a member's address is; None when it does not answer."""
-        try:
-            return await self._control.call(
-                member.address, DESCRIBE, Nothing(), timeout_s=PROBE_TIMEOUT_S
-            )
-        except MeshError:
-            return None
+        asked = self._control.call(member.address, DESCRIBE, Nothing(), timeout_s=PROBE_TIMEOUT_S)
+        with suppress(MeshError):
+            return await asked
+        return None
 
     async def hello(self, member: Member) -> Member | None:
         """Return what the peer at a member's address says of itself; None if nothing."""

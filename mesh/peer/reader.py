@@ -151,7 +151,8 @@ class BlockReader(BlockFiller):
         session = self.swarms.joined(file, index) if self.swarms is not None else None
         until_s = self._clock() + (session.patience_s if session is not None else 0.0)
         while True:
-            if session is not None and self._reads.under_way(key) is None:
+            is_helped = session is not None and not session.is_deaf
+            if session is not None and is_helped and self._reads.under_way(key) is None:
                 await session.wants(
                     index, lambda: self._reads.under_way(key) is not None, until_s=until_s
                 )

@@ -21,6 +21,8 @@ from mesh.peer.neighbors import RingNeighbors
 from mesh.peer.reader import BlockReader
 from mesh.peer.throttle import Throttle
 from mesh.store.store import BlockStore
+from mesh.wire.codec import INVENTORY
+from mesh.wire.messages import InventoryRequest
 
 log = structlog.get_logger()
 
@@ -31,6 +33,7 @@ FULL_RATIO = 0.8
 """A store fuller than this is not filled by repair: it would evict what is read."""
 
 BUSY_PAUSE_S = 0.2
+INVENTORY_TIMEOUT_S = 5.0
 
 
 class Repair:
@@ -98,7 +101,9 @@ class Repair:
         after = b""
         while True:
             try:
-                page = await self._neighbors.inventory(peer, after)
+                page = await self._neighbors.ask(
+                    peer, INVENTORY, InventoryRequest(after), timeout_s=INVENTORY_TIMEOUT_S
+                )
             except MeshError as error:
                 log.info("no inventory", peer=peer, reason=str(error))
                 return

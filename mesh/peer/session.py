@@ -12,6 +12,7 @@ from typing import Protocol
 from mesh.blocks import FileVersion, piece_count
 from mesh.clock import Clock
 from mesh.errors import Busy, PeerUnavailable
+from mesh.peer.hearing import DEAF_FOR_S
 from mesh.peer.outbox import Outbox
 from mesh.swarm.bits import mask_of
 from mesh.swarm.events import (
@@ -84,10 +85,11 @@ class Session:
         clock: Clock,
         random: Random,
         is_own: Callable[[int], bool],
+        is_deaf: Callable[[], bool],
         rules: Rules = Rules(),  # noqa: B008 (frozen)
     ) -> None:
         """*owners* names whom to ask for a block that nobody has, *is_own* says whether this
-        peer is to fill it."""
+        peer is to fill it, *is_deaf* whether it hears nobody at all."""
         self.file = file
         self.active_s = clock()
         """When somebody read of it, or was sent of it."""
@@ -122,6 +124,8 @@ class Session:
         self._senders: dict[int, str] = {}
         self._greeted: set[str] = set()
         self._changed: dict[int, asyncio.Event] = {}
+        self._is_deaf = is_deaf
+        self._is_hushed = False
         self._tick: asyncio.TimerHandle | None = None
         self._tick_s = 0.0
         self.is_over = False
@@ -137,6 +141,11 @@ class Session:
         return self.scheduler.is_whole or (
             self.scheduler.cursors.is_idle and not self.scheduler.flying
         )
+
+    @property
+    def is_deaf(self) -> bool:
+        """Whether nobody who is asked is heard: others are of no help then."""
+        return self._is_deaf()
 
     # What happens
 
@@ -174,7 +183,9 @@ class Session:
         self.active_s = self._clock()
         self.scheduler.forget(index)
         self.step(Wants(index))
-        while not is_coming() and not self.is_over and (left_s := until_s - self._clock()) > 0:
+        while not (is_coming() or self.is_over or self.is_deaf):
+            if (left_s := until_s - self._clock()) <= 0:
+                break
             changed = self._changed.setdefault(index, asyncio.Event())
             try:
                 async with asyncio.timeout(left_s):
@@ -194,6 +205,7 @@ class Session:
         self, peer: str, zone: str, blocks: int, free_slots: int, *, is_greeting: bool
     ) -> None:
         """Note what a neighbor says that it has."""
+        self._hears_again()
         is_new = peer not in self.scheduler.neighbors
         if is_new:
             self.meet(peer, zone, is_greeting=False)
@@ -234,6 +246,8 @@ class Session:
     def missed(self, index: int, hedged: Hedged) -> None:
         """Note that none of those who were asked gave a block."""
         self._hedged.pop(index, None)
+        if self.is_deaf:
+            self._hush()
         for source in hedged.sources:
             error = source.error
             self.step(
@@ -243,12 +257,14 @@ class Session:
                     is_away=isinstance(error, PeerUnavailable),
                     is_busy=isinstance(error, Busy),
                     retry_s=error.retry_s if isinstance(error, Busy) else 0.0,
+                    is_silent=source.peer in hedged.silent,
                     others=error.others if isinstance(error, Busy) else (),
                 )
             )
 
     def sent(self, index: int, hedged: Hedged) -> None:
         """Note who has sent a block that will be here in a moment."""
+        self._hears_again()
         self._hedged.pop(index, None)
         for source in hedged.sources:
             if source.data_bytes:
@@ -257,6 +273,18 @@ class Session:
         best = max(hedged.sources, key=lambda source: source.data_bytes, default=None)
         if best is not None:
             self._senders[index] = best.peer
+
+    def _hush(self) -> None:
+        """Ask others nothing for a while, and let who waits for them go on alone."""
+        self._is_hushed = True
+        self.scheduler.hush(self._clock() + DEAF_FOR_S)
+        for changed in self._changed.values():
+            changed.set()
+
+    def _hears_again(self) -> None:
+        if self._is_hushed:
+            self._is_hushed = False
+            self.scheduler.hush(0.0)
 
     def landed(self, index: int) -> None:
         """Note that a block is here, however it came."""

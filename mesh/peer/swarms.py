@@ -180,6 +180,7 @@ class Swarms:
             self._clock,
             Random(self._random.random()),  # noqa: S311
             lambda index: self._neighbors.is_filler(file.key(index)),
+            lambda: self._neighbors.hearing.is_deaf(self._clock()),
         )
         self._sessions[file.id] = session
         log.debug("swarm joined", path=file.path)
@@ -279,6 +280,7 @@ class Swarms:
 
     def news(self, request: NewsRequest) -> None:
         """Note what a neighbor says that it has."""
+        self._neighbors.hearing.heard()
         for have in request.have:
             session = self._sessions.get(have.version)
             if session is None:

@@ -69,6 +69,9 @@ class Missed:
     retry_s: float = 0.0
     """Until then it is busy."""
 
+    is_silent: bool = False
+    """Nothing came from the peer for as long as one waits: for a moment it is left alone."""
+
     others: Sequence[str] = ()
     """Who has it too, or will in a moment, says the source."""
 

@@ -52,6 +52,9 @@ the time of the last reader, 16 a fifth (fanout.md 3)."""
 
 HINTS_MAX = 8
 
+SILENT_S = 1.0
+"""Who was silent is left alone for so long: by then it has been heard, or found away."""
+
 REST_S = 1.0
 REST_S_MAX = 64.0
 """A block that could not be had is not begun again for so long, twice as long each time, unless
@@ -132,6 +135,7 @@ class Scheduler:
         self._rests_s: dict[int, float] = {}
         """For how long, the last time."""
 
+        self._hushed_until_s = 0.0
         self._asks_from_s = 0.0
         """Owners are busy: others will announce what they have been sent before then."""
 
@@ -246,6 +250,10 @@ class Scheduler:
             self.mine &= ~(1 << index)
             self._window = None
 
+    def hush(self, until_s: float) -> None:
+        """Ask nobody until then: nobody is heard. 0 when somebody is again."""
+        self._hushed_until_s = until_s
+
     def want_all(self) -> None:
         """Have the whole file brought here."""
         self.cursors.wants_all = True
@@ -308,6 +316,8 @@ class Scheduler:
             self._sources.leave_alone(event.source, until_s)
         elif neighbor is not None:
             neighbor.has &= ~(1 << event.index)
+        if event.is_silent:
+            self._sources.leave_alone(event.source, now_s + SILENT_S)
         if event.source in hints:
             hints.remove(event.source)
 
@@ -386,7 +396,8 @@ class Scheduler:
         own = wanted & self._own & ~known
         if own and self._filling < self._rules.fills_at_once:
             return lowest(own), self._me
-        if len(self._flights) - self._filling >= self._rules.at_once:
+        is_full = len(self._flights) - self._filling >= self._rules.at_once
+        if is_full or now_s < self._hushed_until_s:
             return None
         if wanted & announced:
             index = any_of(wanted & announced, self._random)
@@ -413,6 +424,8 @@ class Scheduler:
 
     def _source(self, index: int, now_s: float, *, is_urgent: bool = False) -> str | None:
         """Return who is to be asked for a block; None when nobody can be, just now."""
+        if now_s < self._hushed_until_s:
+            return None
         peer = self._sources.one_with(index, now_s, more=1 if is_urgent else 0)
         if peer is not None:
             return peer
@@ -461,7 +474,7 @@ class Scheduler:
                 self._sources.dragged(one, now_s - flight.began_s, now_s)
             # Never a second owner, who might fill it.
             other = self._sources.one_with(flight.index, now_s, more=1, others_than=flight.sources)
-            source = other if may else None
+            source = other if may and now_s >= self._hushed_until_s else None
             if source is None:
                 flight.began_s = max(flight.began_s, now_s - limit_s / 2)  # look again later
                 continue

@@ -153,6 +153,9 @@ class Hedged:
         self.sources: list[Source] = []
         """Whom was asked, in order."""
 
+        self.silent: list[str] = []
+        """Who said nothing at all when it was given up."""
+
         self.hedges = 0
 
     async def pieces(self) -> AsyncGenerator[tuple[Source, Piece], None]:
@@ -164,6 +167,7 @@ class Hedged:
         self._next_source()
         while live := [source for source in self.sources if not source.is_over]:
             if self.are_silent(live) and not self._hedge(live) and self._is_vain(live):
+                self.silent = [source.peer for source in live]
                 return
             live = self.overtaken()
             futures = [source.next for source in live]

@@ -68,6 +68,7 @@ class Reading:
             self.clock,
             Random(1),
             lambda index: owner == "me",
+            lambda: False,
         )
 
     def wants(self, index: int) -> asyncio.Task[None]:

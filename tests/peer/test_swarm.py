@@ -11,11 +11,12 @@ from random import Random
 import pytest
 
 from mesh.blocks import MIB, PIECE_BYTES, FileVersion, Span
-from mesh.errors import Busy, NotFound, UnderStoreUnavailable
+from mesh.errors import Busy, NotFound, PeerUnavailable, UnderStoreUnavailable
 from mesh.metrics import PEERS_NAMED_MAX, Metrics, PeerCounter, by_label, total
 from mesh.peer.peer import Peer
 from mesh.peer.session import Session, beat_s
 from mesh.peer.swarms import Pace, Swarms
+from mesh.swarm.bits import span
 from mesh.swarm.slots import SENT_OFTEN, SlotRules
 from mesh.testing.clock import ManualClock
 from mesh.testing.cluster import Cluster, running_cluster
@@ -160,6 +161,43 @@ async def test_a_block_that_a_neighbor_does_not_have_after_all_is_filled_at_once
             async with asyncio.timeout(10):
                 await peer.reader.read(file, Span(own[0], 0, file.length_bytes(own[0])))
         assert fills(cluster) == len(NAMES)
+
+
+async def test_who_is_cut_off_asks_two_and_then_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PATIENCE_S_MIN", "PATIENCE_S_MAX"):
+        monkeypatch.setattr(f"mesh.peer.session.{name}", 60.0)
+    monkeypatch.setattr("mesh.peer.hearing.DEAF_FOR_S", 60.0)
+    async with running(tmp_path) as (cluster, file, _):
+        peer = cluster.peers["a"]
+        others = [i for i in range(1, BLOCKS) if not peer.neighbors.is_filler(file.key(i))]
+        swarms_of(peer).joined(file, 0)
+        for name in NAMES[1:]:
+            session(peer, file).heard(name, "", span(0, BLOCKS), 4, is_greeting=False)
+        asked = cut_off(peer, monkeypatch)
+        async with asyncio.timeout(20):
+            for index in others[:3]:
+                await peer.reader.read(file, Span(index, 0, file.length_bytes(index)))
+        assert len(asked) <= 3, "the first block, with one hedge"
+
+
+def cut_off(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let no answer of anybody come to a peer; return whom it asks for blocks."""
+    neighbors, asked = peer.neighbors, list[str]()
+
+    async def silent(address: str, *_: object) -> AsyncIterator[Piece]:
+        asked.append(address)
+        await asyncio.Event().wait()
+        yield Piece(0, 0, b"")
+
+    async def unheard(address: str, *_: object, timeout_s: float) -> object:
+        await asyncio.sleep(timeout_s)
+        raise PeerUnavailable(address, f"silent for {timeout_s} s")
+
+    monkeypatch.setattr(neighbors._wire, "pieces", silent)
+    monkeypatch.setattr(neighbors._control, "call", unheard)
+    return asked
 
 
 async def test_fills_that_failed_do_not_keep_others_from_being_begun(

@@ -25,7 +25,7 @@ from mesh.swarm.events import (
     Tick,
     Wants,
 )
-from mesh.swarm.scheduler import Rules, Scheduler
+from mesh.swarm.scheduler import SILENT_S, Rules, Scheduler
 from mesh.swarm.sources import AWAY_S
 
 BLOCKS = 256
@@ -200,6 +200,41 @@ def test_who_does_not_answer_is_left_alone_for_long() -> None:
     reader.step(Tick())
     reader.step(Reads(3))
     assert any(f.source == "a" for f in reader.flying.values())
+
+
+def test_who_was_silent_is_asked_nothing_for_a_moment() -> None:
+    reader = Reader()
+    reader.step(Met("a"))
+    reader.step(Has("a", mask_of([1, 2, 3]), 4))
+    assert [f.source for f in reader.fetches(Wants(1))] == ["a"]
+    assert [f.source for f in reader.fetches(Missed(1, "a", is_silent=True))] == ["owner-1"]
+    assert [f.source for f in reader.fetches(Wants(2))] == ["owner-2"]
+    reader.step(Tick(), after_s=SILENT_S)
+    assert [f.source for f in reader.fetches(Wants(3))] == ["a"]
+
+
+def test_who_hears_nobody_asks_nobody_and_fills_its_own() -> None:
+    reader = Reader()
+    reader.step(Met("a"))
+    reader.step(Has("a", mask_of([1, 2, 3]), 4))
+    reader.scheduler.hush(reader.now_s + 1.0)
+    assert reader.fetches(Wants(1)) == []
+    assert {f.source for f in reader.fetches(Reads(0))} == {ME}
+    reader.scheduler.hush(0.0)
+    sources = {f.index: f.source for f in reader.fetches(Has("a", mask_of([1]), 4))}
+    assert sources[1] == "a"
+
+
+def test_who_hears_nobody_tries_again_later() -> None:
+    reader = Reader()
+    reader.step(Met("a"))
+    reader.step(Has("a", mask_of([1, 2]), 4))
+    reader.step(Wants(1))
+    reader.scheduler.hush(reader.now_s + 1.0)
+    reader.step(Missed(1, "a", is_silent=True))
+    assert reader.scheduler.due_s() <= reader.now_s + SILENT_S
+    reader.step(Has("a", mask_of([1]), 4))
+    assert [f.source for f in reader.fetches(Tick(), after_s=SILENT_S)] == ["a"]
 
 
 def test_what_a_source_does_not_have_after_all_is_asked_elsewhere() -> None:
