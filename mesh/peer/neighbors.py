@@ -17,7 +17,6 @@ from mesh.metrics import Metrics
 from mesh.peer.asks import Asks
 from mesh.peer.calls import Wire
 from mesh.peer.health import PROBE_EVERY_S, Health, Hedging, Lag, Slow
-from mesh.peer.hearing import Hearing
 from mesh.peer.holdings import Holdings
 from mesh.peer.rings import placement, ring_of
 from mesh.ring.ring import Ring
@@ -47,6 +46,9 @@ LAG_EVERY_S = 0.1
 PROBE_TIMEOUT_S = 1.0
 HELD_TIMEOUT_S = 0.3
 """A peer that was just stopped is asked too: what a read then waits for it is this, once."""
+
+DOUBTED_PART = 0.8
+"""Of the patience with a reader who has just been silent, with the next one."""
 
 HOLDERS_ASKED = 16
 FORMER_RINGS = 4
@@ -81,11 +83,10 @@ class RingNeighbors:
         self._wire = wire
         self._metrics = metrics or Metrics()
         self._clock = clock
-        self.hearing = Hearing()
-        self._signs = Signs()
+        self.signs = Signs()
         self._strays = Strays()
         self._control = control or wire
-        self._pulses = Pulses(self._feel, self._signs, clock)
+        self._pulses = Pulses(self._feel, self.signs, clock)
         self._former: list[Ring] = []
         self._broke = asyncio.Event()
         self._holdings = Holdings(self._held_now, clock)
@@ -122,7 +123,7 @@ class RingNeighbors:
             last = before.find(member.name)
             if last is None or last.run != member.run or last.address != member.address:
                 self.health.forget(member.name)
-                self._signs.forget(member.name)
+                self.signs.forget(member.name)
             elif member.state is State.ACTIVE and last.state is not State.ACTIVE:
                 self.health.answered(member.name, now_s)
             elif not member.is_here and last.is_here:
@@ -135,7 +136,7 @@ class RingNeighbors:
         """Return who should be asked, nearest first; who can't help is last, or left out."""
         now_s = self._clock()
         found = self._in_order(key, now_s, self._is_doubtful)
-        if self.hearing.is_deaf(now_s):
+        if self.signs.is_deaf(now_s):
             found = [self.me, *(name for name in found if name != self.me)]
         return found[:1] if self.health.is_under_store_away(now_s) else found
 
@@ -252,7 +253,7 @@ class RingNeighbors:
         member = self.view.find(primary)
         now_s = self._clock()
         is_asked = member is not None and self._is_well(member, now_s)
-        is_vain = self.hearing.is_deaf(now_s) or self.health.is_quiet(primary, now_s)
+        is_vain = self.signs.is_deaf(now_s) or self.health.is_quiet(primary, now_s)
         if primary == self.me or not is_asked or is_vain:
             return None
         return self._hedged(SERVE, [primary], file, index, missing, is_relayed=True)
@@ -290,7 +291,7 @@ class RingNeighbors:
     ) -> Hedged:
         self.hedging.began()
         return Hedged(
-            peers, ask, patience or self.hedging, self._signs, self._clock,
+            peers, ask, patience or self.hedging, self.signs, self._clock,
             answers=(Stale, Refused), gives_up=gives_up, pulse=self._pulses.feel,
         )  # fmt: skip
 
@@ -298,19 +299,15 @@ class RingNeighbors:
         within_s = max(PROBE_TIMEOUT_S, self.hedging.lost_after_s)
         await self._control.call(self._address(peer), HELLO, Nothing(), timeout_s=within_s)
         self.health.heard(peer)
-        self.hearing.heard()
 
     def settle(self, hedged: Hedged) -> None:
         """Learn from what became of a block's sources, and let those left over end."""
         now_s = self._clock()
         self._metrics.hedges.inc(hedged.hedges)
-        if any(source.first_s and source.peer not in hedged.silent for source in hedged.sources):
-            self.hearing.heard()
-        self.hearing.gave_up(hedged.silent, now_s)
         for source in hedged.sources:
             if hedged.is_lost(source):
                 self._note_failure(source.peer, f"silent for {hedged.silent_s(source):.2f} s")
-                self._signs.forget(source.peer)
+                self.signs.forget(source.peer)
                 continue
             if not source.is_over and hedged.are_silent([source]):
                 self.health.overtaken(source.peer, now_s)
@@ -342,7 +339,7 @@ class RingNeighbors:
         now_s = self._clock()
         key = file.key(index)
         is_alone = self.is_primary(key) and not self.health.is_recent(now_s)
-        if not wide and (is_alone or self.hearing.is_deaf(now_s)):
+        if not wide and (is_alone or self.signs.is_deaf(now_s)):
             return []
         asked = [name for name in self._possible_holders(key, wide=wide) if name != self.me]
         held = await asyncio.gather(*(self._holdings.of(peer, file) for peer in asked))
@@ -400,7 +397,8 @@ class RingNeighbors:
         def ask(name: str) -> AsyncIterator[Piece]:
             return self._wire.pieces(self._address(name), TAKE, request)
 
-        slow = None if self.hearing.is_doubted else Slow(self.hedging, patience_s)
+        part = DOUBTED_PART if self.signs.is_doubted() else 1.0
+        slow = Slow(self.hedging, part * patience_s)
         return self._raced([peer], ask, gives_up=True, patience=slow)
 
     def note_failure(self, peer: str, error: MeshError) -> None:

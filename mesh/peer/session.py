@@ -12,7 +12,6 @@ from typing import Protocol
 from mesh.blocks import FileVersion, piece_count
 from mesh.clock import Clock
 from mesh.errors import Busy, PeerUnavailable
-from mesh.peer.hearing import DEAF_FOR_S
 from mesh.peer.outbox import Outbox
 from mesh.swarm.bits import mask_of
 from mesh.swarm.events import (
@@ -33,7 +32,7 @@ from mesh.swarm.events import (
 )
 from mesh.swarm.scheduler import Rules, Scheduler
 from mesh.wire.channels import HEARTBEAT_S
-from mesh.wire.hedged import Hedged
+from mesh.wire.hedged import DEAF_FOR_S, Hedged
 
 TICK_S_MIN = 0.005
 PATIENCE_S_MIN = 1.0

@@ -180,7 +180,7 @@ class Swarms:
             self._clock,
             Random(self._random.random()),  # noqa: S311
             lambda index: self._neighbors.is_filler(file.key(index)),
-            lambda: self._neighbors.hearing.is_deaf(self._clock()),
+            lambda: self._neighbors.signs.is_deaf(self._clock()),
         )
         self._sessions[file.id] = session
         log.debug("swarm joined", path=file.path)
@@ -280,7 +280,7 @@ class Swarms:
 
     def news(self, request: NewsRequest) -> None:
         """Note what a neighbor says that it has."""
-        self._neighbors.hearing.heard()
+        self._neighbors.signs.heard_of(self._clock())
         for have in request.have:
             session = self._sessions.get(have.version)
             if session is None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -29,6 +29,10 @@ PULSE_AT = 0.5
 POLL_S = 0.1
 MARGIN_S = 0.001
 """A timer that fires a moment early must not be set again for nothing."""
+
+DEAF_AFTER = 2
+DEAF_FOR_S = 1.0
+"""Then others are asked again; who does not answer is away by then."""
 
 STRAYS_MAX = 256
 """Streams that nobody wants any more and that are let end; over this all are cut off."""
@@ -72,9 +76,19 @@ class Signs:
     Streams share a connection: the one that has to wait for the megabytes of the others
     is not silent. Only when nothing at all comes from a peer that should send is it, and
     then also for those who ask it only now.
+
+    When several were silent, one after the other, and nobody at all was heard meanwhile, it
+    is more likely that we can't hear.
     """
 
     def __init__(self) -> None:
+        self._any_s = 0.0
+        """When anybody was heard last."""
+
+        self._given_up: set[str] = set()
+        """Who was silent for too long since."""
+
+        self._given_up_s = 0.0
         self._heard_s: dict[str, float] = {}
         self._waiting_s: dict[str, float] = {}
 
@@ -83,8 +97,12 @@ class Signs:
         self._waiting_s.setdefault(peer, now_s)
 
     def heard(self, peer: str, now_s: float) -> None:
-        self._heard_s[peer] = now_s
+        self._any_s = self._heard_s[peer] = now_s
         self._waiting_s.pop(peer, None)
+
+    def heard_of(self, now_s: float) -> None:
+        """Note that something came that nobody was asked for."""
+        self._any_s = now_s
 
     def forget(self, peer: str) -> None:
         """Judge *peer* anew when it is asked again."""
@@ -94,6 +112,23 @@ class Signs:
         """Return for how long a peer that was asked then, or before, has been silent."""
         waiting_s = min(asked_s, self._waiting_s.get(peer, asked_s))
         return now_s - max(waiting_s, self._heard_s.get(peer, waiting_s))
+
+    def gave_up(self, peers: Iterable[str], for_s: float, now_s: float) -> None:
+        """Note that *peers* were silent for so long, which is too long."""
+        if self._any_s > self._given_up_s:
+            self._given_up.clear()
+        if now_s - self._any_s >= for_s:
+            self._given_up.update(peers)
+            self._given_up_s = now_s
+
+    def is_doubted(self) -> bool:
+        """Whether the last one who was asked was silent, and nobody was heard since."""
+        return self._given_up_s > self._any_s
+
+    def is_deaf(self, now_s: float) -> bool:
+        """Whether nobody is heard at all; others are worth a question again after a while."""
+        is_silence = self._given_up_s > self._any_s and len(self._given_up) >= DEAF_AFTER
+        return is_silence and now_s < self._given_up_s + DEAF_FOR_S
 
 
 @dataclass(slots=True)
@@ -168,6 +203,8 @@ class Hedged:
         while live := [source for source in self.sources if not source.is_over]:
             if self.are_silent(live) and not self._hedge(live) and self._is_vain(live):
                 self.silent = [source.peer for source in live]
+                silent_s = min(map(self.silent_s, live))
+                self._signs.gave_up(self.silent, silent_s, self._clock())
                 return
             live = self.overtaken()
             futures = [source.next for source in live]

@@ -168,7 +168,7 @@ async def test_who_is_cut_off_asks_two_and_then_nobody(
 ) -> None:
     for name in ("PATIENCE_S_MIN", "PATIENCE_S_MAX"):
         monkeypatch.setattr(f"mesh.peer.session.{name}", 60.0)
-    monkeypatch.setattr("mesh.peer.hearing.DEAF_FOR_S", 60.0)
+    monkeypatch.setattr("mesh.wire.hedged.DEAF_FOR_S", 60.0)
     async with running(tmp_path) as (cluster, file, _):
         peer = cluster.peers["a"]
         others = [i for i in range(1, BLOCKS) if not peer.neighbors.is_filler(file.key(i))]

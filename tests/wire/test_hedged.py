@@ -10,7 +10,7 @@ import pytest
 
 from mesh.errors import MeshError, NotFound, PeerUnavailable, Stale
 from mesh.testing.loop import simulate
-from mesh.wire.hedged import Hedged, Signs, Strays
+from mesh.wire.hedged import DEAF_FOR_S, Hedged, Signs, Strays
 from mesh.wire.messages import Piece
 
 
@@ -175,3 +175,35 @@ def test_after_an_error_a_peer_is_judged_anew() -> None:
     signs.forget("a")
     signs.asked("a", 9.0)
     assert signs.silent_s("a", asked_s=9.0, now_s=9.1) == pytest.approx(0.1)
+
+
+def test_of_several_who_are_silent_in_a_row_it_is_we_who_can_not_hear() -> None:
+    signs = Signs()
+    signs.heard("d", 9.9)
+    signs.gave_up(["a"], 0.3, 10.3)
+    assert (signs.is_doubted(), signs.is_deaf(10.3)) == (True, False)
+    signs.gave_up(["a"], 0.6, 10.6)
+    assert not signs.is_deaf(10.6), "it is that one who does not answer"
+    signs.gave_up(["b"], 0.3, 10.9)
+    assert signs.is_deaf(10.9)
+    assert not signs.is_deaf(10.9 + DEAF_FOR_S), "others are tried again"
+
+
+def test_several_at_once_are_enough() -> None:
+    signs = Signs()
+    signs.gave_up(["a", "b"], 0.3, 10.0)
+    assert signs.is_deaf(10.0)
+
+
+def test_one_word_of_anybody_is_enough_to_hear() -> None:
+    signs = Signs()
+    signs.gave_up(["a"], 0.3, 10.0)
+    signs.heard("d", 10.1)
+    signs.gave_up(["b"], 0.3, 10.3)
+    assert not signs.is_deaf(10.3), "somebody was heard while that one was silent"
+    assert not signs.is_doubted()
+    signs.gave_up(["b"], 0.5, 10.6)
+    signs.gave_up(["c"], 0.3, 10.9)
+    assert signs.is_deaf(10.9)
+    signs.heard_of(10.9)
+    assert (signs.is_doubted(), signs.is_deaf(10.9)) == (False, False)
