@@ -287,12 +287,13 @@ class RingNeighbors:
         ask: Callable[[str], AsyncIterator[Piece]],
         *,
         gives_up: bool,
+        is_told: bool = False,
         patience: Patience | None = None,
     ) -> Hedged:
         self.hedging.began()
         return Hedged(
             peers, ask, patience or self.hedging, self.signs, self._clock,
-            answers=(Stale, Refused), gives_up=gives_up, pulse=self._pulses.feel,
+            answers=(Stale, Refused), gives_up=gives_up, is_told=is_told, pulse=self._pulses.feel,
         )  # fmt: skip
 
     async def _feel(self, peer: str) -> None:
@@ -399,7 +400,7 @@ class RingNeighbors:
 
         part = DOUBTED_PART if self.signs.is_doubted() else 1.0
         slow = Slow(self.hedging, part * patience_s)
-        return self._raced([peer], ask, gives_up=True, patience=slow)
+        return self._raced([peer], ask, gives_up=True, is_told=True, patience=slow)
 
     def note_failure(self, peer: str, error: MeshError) -> None:
         """Learn from what a peer could not answer."""

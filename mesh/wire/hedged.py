@@ -30,6 +30,7 @@ POLL_S = 0.1
 MARGIN_S = 0.001
 """A timer that fires a moment early must not be set again for nothing."""
 
+HEARD_LATELY_S = 5.0
 DEAF_AFTER = 2
 DEAF_FOR_S = 1.0
 """Then others are asked again; who does not answer is away by then."""
@@ -114,10 +115,13 @@ class Signs:
         return now_s - max(waiting_s, self._heard_s.get(peer, waiting_s))
 
     def gave_up(self, peers: Iterable[str], for_s: float, now_s: float) -> None:
-        """Note that *peers* were silent for so long, which is too long."""
+        """Note that *peers* were silent for so long, which is too long.
+
+        Who has not heard anybody for a while, or yet, may only be far back in all their queues.
+        """
         if self._any_s > self._given_up_s:
             self._given_up.clear()
-        if now_s - self._any_s >= for_s:
+        if for_s <= now_s - self._any_s <= for_s + HEARD_LATELY_S:
             self._given_up.update(peers)
             self._given_up_s = now_s
 
@@ -169,11 +173,13 @@ class Hedged:
         *,
         answers: tuple[type[MeshError], ...] = (),
         gives_up: bool = False,
+        is_told: bool = False,
         pulse: Callable[[str], None] = lambda peer: None,
     ) -> None:
         """Take errors of the kinds *answers* for the answer, from whomever they come.
 
-        With *gives_up* nobody is waited for who was silent too long, not even the last.
+        With *gives_up* nobody is waited for who was silent too long, not even the last; with
+        *is_told* that is a sign that we may not hear (`Signs.gave_up`).
         *pulse* is called for a peer that begins to be silent; what it then learns of it
         by other ways counts as a sign of life (`Signs.heard`).
         """
@@ -184,6 +190,7 @@ class Hedged:
         self._clock = clock
         self._answers = answers
         self._gives_up = gives_up
+        self._is_told = is_told
         self._pulse = pulse
         self.sources: list[Source] = []
         """Whom was asked, in order."""
@@ -203,8 +210,9 @@ class Hedged:
         while live := [source for source in self.sources if not source.is_over]:
             if self.are_silent(live) and not self._hedge(live) and self._is_vain(live):
                 self.silent = [source.peer for source in live]
-                silent_s = min(map(self.silent_s, live))
-                self._signs.gave_up(self.silent, silent_s, self._clock())
+                if self._is_told:
+                    silent_s = min(map(self.silent_s, live))
+                    self._signs.gave_up(self.silent, silent_s, self._clock())
                 return
             live = self.overtaken()
             futures = [source.next for source in live]

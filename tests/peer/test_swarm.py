@@ -11,6 +11,7 @@ from random import Random
 import pytest
 
 from mesh.blocks import MIB, PIECE_BYTES, FileVersion, Span
+from mesh.clock import monotonic_s
 from mesh.errors import Busy, NotFound, PeerUnavailable, UnderStoreUnavailable
 from mesh.metrics import PEERS_NAMED_MAX, Metrics, PeerCounter, by_label, total
 from mesh.peer.peer import Peer
@@ -175,6 +176,7 @@ async def test_who_is_cut_off_asks_two_and_then_nobody(
         swarms_of(peer).joined(file, 0)
         for name in NAMES[1:]:
             session(peer, file).heard(name, "", span(0, BLOCKS), 4, is_greeting=False)
+        peer.neighbors.signs.heard_of(monotonic_s())
         asked = cut_off(peer, monkeypatch)
         async with asyncio.timeout(20):
             for index in others[:3]:

@@ -191,12 +191,20 @@ def test_of_several_who_are_silent_in_a_row_it_is_we_who_can_not_hear() -> None:
 
 def test_several_at_once_are_enough() -> None:
     signs = Signs()
+    signs.heard("d", 9.5)
     signs.gave_up(["a", "b"], 0.3, 10.0)
     assert signs.is_deaf(10.0)
 
 
+def test_who_has_heard_nobody_yet_waits_in_queues() -> None:
+    signs = Signs()
+    signs.gave_up(["a", "b"], 0.3, 10.0)
+    assert not signs.is_deaf(10.0)
+
+
 def test_one_word_of_anybody_is_enough_to_hear() -> None:
     signs = Signs()
+    signs.heard("d", 9.0)
     signs.gave_up(["a"], 0.3, 10.0)
     signs.heard("d", 10.1)
     signs.gave_up(["b"], 0.3, 10.3)
