@@ -45,7 +45,7 @@ KEY_BYTES = 16
 _ABSENT, _FILE, _DIRECTORY = 0, 1, 2
 _NO_TAG, _HEX, _MTIME, _TEXT = 0, 4, 8, 12
 _KIND_BITS, _TAG_BITS = 3, 12
-_ENTRY = struct.Struct(">BHHIQQq")
+_ENTRY = struct.Struct(">BHHIqQq")
 _BOOT = struct.Struct(">8sH")
 
 
@@ -57,6 +57,8 @@ class EntryRecord:
     """None: that there is no such name."""
 
     asked_ms: int
+    """By this host's clock; before 0 if another host has known it for longer than this one runs."""
+
     generation: int
     scan: int = 0
     """The last scan of the directory that showed it, or was under way when it was seen."""
@@ -129,7 +131,7 @@ class DirectoryRecord(msgspec.Struct, frozen=True, array_like=True):
     listed_generation: int = 0
     entry_count: int = 0
     fresh_from_ms: int = 0
-    """What was asked before is not fresh, whatever its age."""
+    """What was asked before is not fresh, whatever its age; 0: nothing was doubted."""
 
     heard_ms: int = 0
     """When it was last asked for: what nobody asks for is forgotten."""
@@ -140,6 +142,9 @@ class DirectoryRecord(msgspec.Struct, frozen=True, array_like=True):
             return self.last_scan
         is_later = generation == self.listed_generation and asked_ms >= self.listed_ms
         return self.scan if is_later else 0
+
+    def is_doubted(self, asked_ms: int) -> bool:
+        return self.fresh_from_ms != 0 and asked_ms < self.fresh_from_ms
 
 
 _decode_directory = msgspec.msgpack.Decoder(DirectoryRecord).decode
@@ -233,7 +238,7 @@ class Entries:
             if record.generation != self._generation(txn):
                 return record, -inf
             about = txn.get(directory, db=self._directories)
-        if about is not None and record.asked_ms < _decode_directory(about).fresh_from_ms:
+        if about is not None and _decode_directory(about).is_doubted(record.asked_ms):
             return record, -inf
         return record, record.asked_ms / 1000
 
@@ -253,7 +258,7 @@ class Entries:
         record = _decode_directory(value)
         if not record.scan:
             return None
-        if record.listed_generation != generation or record.listed_ms < record.fresh_from_ms:
+        if record.listed_generation != generation or record.is_doubted(record.listed_ms):
             return -inf
         return record.listed_ms / 1000
 

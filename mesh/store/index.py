@@ -425,7 +425,9 @@ class Writer:
     def _commit(self, batch: list[tuple[Callable[[Any], Any], Future[Any]]]) -> None:
         # Who was cancelled before this is left out; who is from now on can't stop it, and
         # giving a result to a cancelled future would end this thread.
-        batch = [(op, done) for op, done in batch if done.set_running_or_notify_cancel()]
+        self._carry_out([(op, done) for op, done in batch if done.set_running_or_notify_cancel()])
+
+    def _carry_out(self, batch: list[tuple[Callable[[Any], Any], Future[Any]]]) -> None:
         try:
             try:
                 results = self._committed(batch)
@@ -434,6 +436,10 @@ class Writer:
                     raise
                 results = self._committed(batch)
         except Exception as error:  # each submitter gets it; none of them was committed
+            if len(batch) > 1 and not isinstance(error, lmdb.Error):
+                for one in batch:  # what one of them can't do is no failure of the others
+                    self._carry_out([one])
+                return
             is_disk = is_disk_full(error)
             for _, done in batch:
                 done.set_exception(StoreFull(f"index: {error}") if is_disk else error)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from hypothesis import given
@@ -85,7 +86,7 @@ def shown(store: EntryStore, path: str, after: str = "", count: int = 100) -> li
     return [name for name, _ in found]
 
 
-@given(about=st.one_of(st.none(), attributes), asked=st.integers(0, 2**40))
+@given(about=st.one_of(st.none(), attributes), asked=st.integers(-(2**50), 2**50))
 def test_a_record_says_what_was_put(about: Attributes | None, asked: int) -> None:
     record = EntryRecord(about, asked, 7, 3)
     assert EntryRecord.unpack(record.pack()) == record
@@ -96,6 +97,21 @@ def test_a_record_is_small() -> None:
     assert len(EntryRecord(file(1), 1, 1, 1).pack()) == 33 + 16
     local = Attributes(is_directory=False, size_bytes=1, mtime_ns=10**18, tag=str(10**18))
     assert len(EntryRecord(local, 1, 1, 1).pack()) == 33
+
+
+async def test_what_another_host_knew_before_this_one_was_booted_is_kept(tmp_path: Path) -> None:
+    """Ages come from hosts that run for months, to one whose clock began a minute ago."""
+    with opened(tmp_path) as (store, clock):
+        store.note(SOURCE, "e", "noted", file(1), clock() - 1e9)
+        scan = await store.begin_scan(SOURCE, "d", clock() - 1e9)
+        assert scan is not None
+        await store.add_page(scan, [("listed", file(2))])
+        await store.end_scan(scan)
+        await store.flushed()
+        directory = directory_key(SOURCE, "d")
+        assert store.tables.entry(directory, "listed") == (ANY, clock() - 1e9)
+        assert store.tables.entry(directory_key(SOURCE, "e"), "noted") == (ANY, clock() - 1e9)
+        assert store.listed_s(directory) == clock() - 1e9
 
 
 async def test_an_entry_takes_at_most_250_bytes(tmp_path: Path) -> None:

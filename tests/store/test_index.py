@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import lmdb
@@ -15,7 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.blocks import KIB, MIB, PIECE_BYTES, piece_count
-from mesh.store.index import _BLOCK, GRAIN_BYTES, SYNC_EVERY_S, BlockRecord, Writer, grain_crcs
+from mesh.store.index import (
+    _BLOCK,
+    GRAIN_BYTES,
+    SYNC_EVERY_S,
+    BlockRecord,
+    Writer,
+    grain_crcs,
+    open_index,
+)
 from mesh.testing.clock import ManualClock
 
 u64 = st.integers(0, 2**64 - 1)
@@ -135,3 +144,36 @@ def test_a_disk_that_fails_to_sync_does_not_end_the_writer() -> None:
     writing.settle()
     assert writing.env.synced_s, "it is tried again"
     writing.writer.close()
+
+
+def test_what_one_can_not_do_is_no_failure_of_the_others(tmp_path: Path) -> None:
+    """All that waits is committed together; a record that can't be packed failed all of it."""
+    index = open_index(tmp_path)
+    writer = Writer(index.env)
+    held, told = threading.Event(), threading.Event()
+
+    def hold(_: object) -> None:
+        told.set()
+        assert held.wait(timeout=10)
+
+    def put(key: bytes) -> Callable[[Any], object]:
+        return lambda txn: txn.put(key, b"1")
+
+    def fail(txn: Any) -> None:
+        txn.put(b"half", b"1")
+        raise ValueError("not packed")
+
+    first = writer.submit(hold)
+    assert told.wait(timeout=10)
+    others = [writer.submit(put(b"a")), writer.submit(put(b"b"))]
+    failed = writer.submit(fail)
+    others.append(writer.submit(put(b"c")))
+    held.set()
+    first.result(timeout=10)
+    with pytest.raises(ValueError, match="not packed"):
+        failed.result(timeout=10)
+    assert all(done.result(timeout=10) for done in others)
+    with index.env.begin() as txn:
+        assert [txn.get(key) for key in (b"a", b"b", b"c", b"half")] == [b"1", b"1", b"1", None]
+    writer.close()
+    index.env.close()
