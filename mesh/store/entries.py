@@ -314,7 +314,12 @@ class Entries:
             record = replace(record, attributes=as_written(old.attributes, record.attributes))
         if old is not None and not is_news(old, record, is_sure=is_sure):
             if record.scan > old.scan:
-                txn.put(key, replace(old, scan=record.scan).pack(), db=self._entries)
+                # Doubtful and not known is what a word may have come of before the name did: a
+                # scan that saw it lists it, but it is looked up again.
+                is_unknown = old.generation == DOUBTFUL and old.attributes is None
+                about = record.attributes if is_unknown else old.attributes
+                listed = replace(old, attributes=about, scan=record.scan)
+                txn.put(key, listed.pack(), db=self._entries)
             return old.attributes
         txn.put(key, record.pack(), db=self._entries)
         return None if old is None else old.attributes

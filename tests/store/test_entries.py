@@ -315,6 +315,20 @@ async def test_a_late_copy_of_what_has_changed_is_no_news(tmp_path: Path) -> Non
         assert store.look(directory, "a")[1] == pytest.approx(clock() - 1)
 
 
+async def test_a_scan_lists_what_it_saw_though_a_word_came_of_it_meanwhile(tmp_path: Path) -> None:
+    """The word came first, of a name that was not known: nothing was listed, nor told as come
+    once only."""
+    with opened(tmp_path) as (store, clock):
+        directory = directory_key(SOURCE, "d")
+        await store.doubt(directory, Changes(["a"], is_listing=True))
+        await listed(store, "d", ["a"], asked_s=clock(), is_sure=False)
+        assert shown(store, "d") == ["a"]
+        assert store.look(directory, "a")[1] == float("-inf")
+        assert not await listed(store, "d", ["a"], asked_s=clock(), is_sure=False)
+        await listed(store, "d", [], asked_s=clock(), is_sure=False)
+        assert shown(store, "d") == []
+
+
 async def test_a_copy_of_an_older_listing_is_not_begun_beside_a_newer_one(tmp_path: Path) -> None:
     with opened(tmp_path) as (store, clock):
         scan = await store.begin_scan(SOURCE, "d", clock())
