@@ -204,11 +204,13 @@ class Listings:
         """Return a page of the whole listing that is here."""
         directory = _key(place)
         tables = self._entries.tables
+        # Before the page: a scan that ends while that is read does not make it any newer.
+        listed_s = tables.listed_s(directory)
         found, is_last = await asyncio.to_thread(tables.after, directory, after, PAGE_ENTRIES)
         if staged := self._crier.known.staged(directory):
             found = _with_staged(found, staged, after=after, is_last=is_last)
         about = tables.directory(directory)
-        known_s = age_s(tables.listed_s(directory), self._clock())
+        known_s = age_s(listed_s, self._clock())
         return ListReply(
             packed(found),
             is_last,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from unittest.mock import ANY
 
 import pytest
@@ -33,6 +34,7 @@ from mesh.testing.clock import ManualClock
 from mesh.testing.memory import SOURCE, MemoryUnderStore
 from mesh.understore.table import MountTable
 from mesh.understore.understore import UnderStore, UnderStoreSettings
+from mesh.wire.messages import ListRequest
 from mesh.wire.pages import entries_of
 
 MODEL = "datasets/model"
@@ -408,6 +410,37 @@ async def test_a_reader_goes_on_in_an_old_listing(tmp_path: Path) -> None:
         second = await d.catalog.page("big", first[-1].name)
         assert entries_of(second.page)[0].name == "1000"
         assert store.listings == 1
+
+
+async def test_a_page_is_as_old_as_it_was_when_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listing that is made anew while an older page is read does not make that any newer:
+    who copied it believed what was gone for twice `max_age`."""
+    store = origin(**{MODEL: b"1234"})
+    async with desk(tmp_path, {"/": store}) as d:
+        await d.list_all("datasets")
+        d.clock.advance(50)
+        store.write(MODEL, b"123456")
+        read, go_on = threading.Event(), threading.Event()
+        after = d.entries.tables.after
+
+        def held(directory: bytes, name: str, count: int) -> Any:
+            page = after(directory, name, count)
+            if not read.is_set():
+                read.set()
+                assert go_on.wait(timeout=10)
+            return page
+
+        monkeypatch.setattr(d.entries.tables, "after", held)
+        copied = ListRequest("datasets", "", "two", False, is_copy=True)
+        copying = asyncio.create_task(d.catalog.list_directory(copied))
+        await asyncio.to_thread(read.wait, 10)
+        await d.catalog.refresh("datasets", is_recursive=False)
+        go_on.set()
+        reply = await copying
+        size_bytes = entries_of(reply.page)[0].attributes.size_bytes
+        assert (size_bytes, reply.age_s) == (4, pytest.approx(50, abs=0.01))
 
 
 class HalfWay(MemoryUnderStore):
