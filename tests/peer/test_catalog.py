@@ -433,7 +433,7 @@ async def test_a_page_is_as_old_as_it_was_when_it_was_read(
             return page
 
         monkeypatch.setattr(d.entries.tables, "after", held)
-        copied = ListRequest("datasets", "", "two", False, is_copy=True)
+        copied = ListRequest("datasets", asker="two", is_copy=True)
         copying = asyncio.create_task(d.catalog.list_directory(copied))
         await asyncio.to_thread(read.wait, 10)
         await d.catalog.refresh("datasets", is_recursive=False)
