@@ -213,6 +213,7 @@ class EntryStore:
         """Take the pages of a scan that began then, or up to *give_s* later; nothing shows
         before `end_scan`. None when a scan that began after it was begun before."""
         directory = directory_key(source, path)
+        self.flush()  # what was noted in this same millisecond is older than what it will show
 
         def begin(txn: object) -> Scan | None:
             old = self._known(txn, directory, source, path)

@@ -295,6 +295,16 @@ async def test_what_was_heard_late_is_not_in_a_listing_that_began_after_it(tmp_p
         assert shown(store, "d") == ["new", "other"]
 
 
+async def test_what_a_scan_shows_is_newer_than_what_was_noted_before_it(tmp_path: Path) -> None:
+    """Within one millisecond: what is noted waits for its commit longer than a scan begins."""
+    with opened(tmp_path) as (store, clock):
+        store.note(SOURCE, "d", "a", file(1), clock())
+        await listed(store, "d", ["a"], asked_s=clock(), size=2)
+        await store.flushed()
+        found, _ = store.tables.after(directory_key(SOURCE, "d"), "", 10)
+        assert [(name, about.size_bytes) for name, about in found] == [("a", 2)]
+
+
 async def test_a_late_copy_of_what_has_changed_is_no_news(tmp_path: Path) -> None:
     """The word of a change overtakes the copy of what was before."""
     with opened(tmp_path) as (store, clock):
