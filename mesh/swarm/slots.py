@@ -2,7 +2,7 @@
 
     slot free                             granted
     urgent, reserve free                  granted
-    room in the queue, not sent often     waits; versions take turns
+    room in the queue, not sent often     waits; versions take turns, each has its own room
     else                                  busy: ask one of these
 
 What was sent to a few a moment ago is not waited for here: they are named instead, so that
@@ -11,13 +11,16 @@ the first copies multiply elsewhere (super-seeding, as BitTorrent has it).
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 SENT_OFTEN = 4
 SENT_OFTEN_S = 2.0
 """Who asks for a block that was sent so often in so long is told who has it instead."""
+
+QUEUED_MAX = 16
+"""So many wait, of whatever versions."""
 
 OTHERS_TOLD = 3
 BLOCKS_NOTED_MAX = 4096
@@ -39,7 +42,8 @@ class SlotRules:
     """Kept free for blocks that a reader is blocked on."""
 
     queue: int = 1
-    """What waits here could come from elsewhere: 1 is 7 % faster than 4 with 100 readers."""
+    """Of each version. What waits here could come from elsewhere: 1 is 7 % faster than 4 with
+    100 readers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,13 +98,11 @@ class Slots:
     def ask(self, now_s: float, ticket: Ticket) -> Busy | bool:
         """Return True if it may be sent now, False if it waits (`done` says when), or `Busy`."""
         others = self._others(ticket, now_s)
-        lanes = self._lanes
-        reserve = min(lanes, self._rules.urgent_sends)
-        sends = lanes + (reserve if ticket.is_urgent else 0)
-        if len(self._sending) < sends and (ticket.is_urgent or not self._queue):
+        is_first = not any(one.is_urgent or not ticket.is_urgent for one in self._queue)
+        if is_first and self._has_slot(ticket):
             self._send(ticket, now_s)
             return True
-        if len(self._queue) < self._rules.queue and len(others) < SENT_OFTEN:
+        if self._has_room(ticket) and len(others) < SENT_OFTEN:
             self._queue.append(ticket)
             return False
         return self._busy(others)
@@ -119,19 +121,31 @@ class Slots:
             self._alone_s += 0.2 * (alone_s - self._alone_s) if self._alone_s else alone_s
             self._note_sent(ticket, now_s)
         granted: list[Ticket] = []
-        while self._queue and len(self._sending) < self._lanes:
-            granted.append(self._next())
-            self._send(granted[-1], now_s)
+        while (chosen := self._next()) is not None:
+            self._queue.remove(chosen)
+            granted.append(chosen)
+            self._send(chosen, now_s)
         return granted
 
-    def _next(self) -> Ticket:
-        """Take from the queue who is of the version that is sent least just now."""
-        sending: dict[bytes, int] = {}
-        for ticket in self._sending:
-            sending[ticket.version] = sending.get(ticket.version, 0) + 1
-        chosen = min(self._queue, key=lambda t: (not t.is_urgent, sending.get(t.version, 0)))
-        self._queue.remove(chosen)
-        return chosen
+    def _has_slot(self, ticket: Ticket) -> bool:
+        """Whether one more may be sent: for who is blocked there is a reserve."""
+        lanes = self._lanes
+        reserve = min(lanes, self._rules.urgent_sends) if ticket.is_urgent else 0
+        return len(self._sending) < lanes + reserve
+
+    def _has_room(self, ticket: Ticket) -> bool:
+        """Whether one more may wait: of each version a few, and a few who are blocked, or one
+        with many readers would have every place that falls free, and one with few none."""
+        kind = ticket.version, ticket.is_urgent
+        same = sum((one.version, one.is_urgent) == kind for one in self._queue)
+        return same < self._rules.queue and len(self._queue) < QUEUED_MAX
+
+    def _next(self) -> Ticket | None:
+        """Return who is next of those who wait: of the version that is sent least just now,
+        and there who is blocked. None if nobody may be sent yet."""
+        sending = Counter(ticket.version for ticket in self._sending)
+        may = [ticket for ticket in self._queue if self._has_slot(ticket)]
+        return min(may, key=lambda t: (sending[t.version], not t.is_urgent), default=None)
 
     def _send(self, ticket: Ticket, now_s: float) -> None:
         self._sending[ticket] = now_s, len(self._sending) + 1

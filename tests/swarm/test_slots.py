@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+from heapq import heappop, heappush
+from itertools import count
+from random import Random
+
 import pytest
 
-from mesh.swarm.slots import SENT_OFTEN, SENT_OFTEN_S, Busy, SlotRules, Slots, Ticket
+from mesh.swarm.slots import QUEUED_MAX, SENT_OFTEN, SENT_OFTEN_S, Busy, SlotRules, Slots, Ticket
 
 RULES = SlotRules(sends=2, urgent_sends=1, queue=2)
 
@@ -44,7 +50,7 @@ def test_who_is_blocked_is_first_in_the_queue() -> None:
     assert slots.ask(0.0, ticket(2, index=2, urgent=True)) is True  # the reserve
     patient, urgent = ticket(3, index=3), ticket(4, index=4, urgent=True)
     assert slots.ask(0.0, patient) is slots.ask(0.0, urgent) is False
-    assert slots.done(1.0, first) == []  # the reserve is lent out
+    assert slots.done(1.0, first) == [urgent], "the reserve is for who waits as well"
     assert slots.done(1.0, ticket(1, index=1)) == [], "nobody of that name: tickets are things"
 
 
@@ -56,6 +62,60 @@ def test_versions_take_turns() -> None:
     other = ticket(9, version=b"other")
     assert slots.ask(0.0, other) is False
     assert slots.done(1.0, big[0]) == [other], "though it came last"
+
+
+def shares(
+    readers: dict[bytes, int], *, urgent: float = 0.0, for_s: float = 200.0
+) -> dict[bytes, float]:
+    """Return which part of what is sent each version gets, when so many readers of it ask
+    for one block after the other, that part of them blocks that they are blocked on. A
+    block takes a second."""
+    slots, draw = Slots(), Random(1)
+    events: list[tuple[float, int, Ticket, bool]] = []
+    numbers, sent = count(), Counter[bytes]()
+
+    def ask(now_s: float, asker: Ticket) -> None:
+        wish = replace(asker, index=next(numbers), is_urgent=draw.random() < urgent)
+        answer = slots.ask(now_s, wish)
+        if isinstance(answer, Busy):
+            again_s = now_s + answer.retry_s * draw.uniform(0.8, 1.2)
+            heappush(events, (again_s, next(numbers), wish, False))
+        elif answer:
+            heappush(events, (now_s + 1.0, next(numbers), wish, True))
+
+    for version, many in readers.items():
+        for number in range(many):
+            wish = ticket(number, version=version)
+            heappush(events, (draw.random(), next(numbers), wish, False))
+    while events[0][0] < for_s:
+        now_s, _, wish, is_sent = heappop(events)
+        if is_sent:
+            sent[wish.version] += 1
+            for granted in slots.done(now_s, wish):
+                heappush(events, (now_s + 1.0, next(numbers), granted, True))
+        ask(now_s, wish)
+    return {version: sent[version] / sent.total() for version in readers}
+
+
+@pytest.mark.parametrize("urgent", [0.0, 0.5, 1.0])
+def test_a_file_with_few_readers_gets_its_share_beside_one_with_many(urgent: float) -> None:
+    """Turns are taken in the queue: it must have room for each version."""
+    two = shares({b"big": 120, b"small": 20}, urgent=urgent)
+    assert two[b"small"] == pytest.approx(0.5, abs=0.1)
+    three = shares({b"big": 120, b"small": 20, b"other": 20}, urgent=urgent)
+    assert all(share == pytest.approx(1 / 3, abs=0.1) for share in three.values())
+
+
+def test_a_file_that_is_asked_for_less_than_its_share_has_that() -> None:
+    assert shares({b"big": 60, b"one": 1})[b"one"] == pytest.approx(1 / 6, abs=0.06)
+
+
+def test_so_many_versions_wait_and_no_more() -> None:
+    slots = Slots(SlotRules(sends=1, urgent_sends=0, queue=1))
+    assert slots.ask(0.0, ticket(0)) is True
+    waits = [slots.ask(0.0, ticket(n, version=b"%d" % n)) for n in range(2 * QUEUED_MAX)]
+    assert waits[:QUEUED_MAX] == [False] * QUEUED_MAX
+    assert all(isinstance(answer, Busy) for answer in waits[QUEUED_MAX:])
 
 
 def test_what_was_sent_often_is_had_from_those_it_was_sent_to() -> None:
