@@ -50,6 +50,9 @@ COPY_AGAIN_S = 1.0
 TICK_S = 0.001
 """Times in the tables are whole milliseconds."""
 
+DOUBTED_AGE_S = 1e9
+"""What an owner says is so old when somebody has said since that it has changed."""
+
 BROUGHT_MAX = 16_384
 """A listing that nobody asked for is given up when it is longer."""
 
@@ -216,7 +219,7 @@ class Listings:
             is_last,
             entry_count=0 if about is None else about.entry_count,
             fresh_s=0.0 if is_stale else max(0.0, place.settings.max_age_s - known_s),
-            age_s=min(known_s, 1e9),
+            age_s=min(known_s, DOUBTED_AGE_S),
             is_stale=is_stale,
         )
 
@@ -327,7 +330,7 @@ class Listings:
         for _ in range(COPY_TRIES):
             with suppress(Unavailable):
                 first = await self._said([peer], path, _Wish(is_copy=True))
-                if not first.reply.is_pending:
+                if not first.reply.is_pending and first.reply.age_s < DOUBTED_AGE_S:
                     await self._copies.do(
                         _key(place),
                         lambda: self._copy(path, place, [peer], first),  # noqa: B023

@@ -144,6 +144,7 @@ class DirectoryRecord(msgspec.Struct, frozen=True, array_like=True):
         return self.scan if is_later else 0
 
     def is_doubted(self, asked_ms: int) -> bool:
+        """Whether what was asked then is not fresh, however young."""
         return self.fresh_from_ms != 0 and asked_ms < self.fresh_from_ms
 
 
@@ -314,10 +315,10 @@ class Entries:
             record = replace(record, attributes=as_written(old.attributes, record.attributes))
         if old is not None and not is_news(old, record, is_sure=is_sure):
             if record.scan > old.scan:
-                # Doubtful and not known is what a word may have come of before the name did: a
-                # scan that saw it lists it, but it is looked up again.
-                is_unknown = old.generation == DOUBTFUL and old.attributes is None
-                about = record.attributes if is_unknown else old.attributes
+                # A scan that began in the millisecond of a word lists what it saw, not what was
+                # there before the word; but it is looked up again.
+                is_as_late = old.generation == DOUBTFUL and record.asked_ms == old.asked_ms
+                about = record.attributes if is_as_late else old.attributes
                 listed = replace(old, attributes=about, scan=record.scan)
                 txn.put(key, listed.pack(), db=self._entries)
             return old.attributes
@@ -346,8 +347,9 @@ class Entries:
         """Note as *gone* the names after *name* that a whole scan has not shown, among so many.
 
         Returns those that were there, how many of the others are, and after which name to
-        go on; None at the end. What was noted as gone or doubtful before is forgotten, but
-        not at once: a copy of what was before may still be on its way here.
+        go on; None at the end. What was noted as gone or doubtful long before is forgotten;
+        not what was a moment before, nor since: a copy of what was there may still be on its
+        way here.
         """
         names: list[str] = []
         kept = 0
@@ -360,11 +362,12 @@ class Entries:
                     return names, kept, None
                 record = EntryRecord.unpack(cursor.value())
                 if record.attributes is None:
-                    if 0 <= gone.asked_ms - record.asked_ms < LATE_MS:
-                        more = cursor.next()
-                    else:
+                    is_old = gone.asked_ms - record.asked_ms >= LATE_MS
+                    if is_old or record.generation not in (DOUBTFUL, gone.generation):
                         cursor.delete()  # it stands on the next one then
                         more = bool(cursor.key())
+                    else:
+                        more = cursor.next()
                     continue
                 if record.scan >= scan:
                     kept += 1

@@ -19,6 +19,7 @@ from mesh.blocks import Attributes
 from mesh.errors import StoreFull
 from mesh.store import entry_store
 from mesh.store.entries import (
+    LATE_MS,
     Entries,
     EntryRecord,
     directory_key,
@@ -325,18 +326,53 @@ async def test_a_late_copy_of_what_has_changed_is_no_news(tmp_path: Path) -> Non
         assert store.look(directory, "a")[1] == pytest.approx(clock() - 1)
 
 
-async def test_a_scan_lists_what_it_saw_though_a_word_came_of_it_meanwhile(tmp_path: Path) -> None:
-    """The word came first, of a name that was not known: nothing was listed, nor told as come
-    once only."""
+@pytest.mark.parametrize("was", [None, file(7)])
+async def test_a_scan_lists_what_it_saw_though_a_word_came_of_it_meanwhile(
+    tmp_path: Path, was: Attributes | None
+) -> None:
+    """In the millisecond in which it began: it listed what was known before, or nothing, and
+    said at each scan that this had changed."""
     with opened(tmp_path) as (store, clock):
         directory = directory_key(SOURCE, "d")
+        store.note(SOURCE, "d", "a", was, clock() - 5)
+        await store.flushed()
         await store.doubt(directory, Changes(["a"], is_listing=True))
-        await listed(store, "d", ["a"], asked_s=clock(), is_sure=False)
-        assert shown(store, "d") == ["a"]
+        await listed(store, "d", ["a"], asked_s=clock(), size=2, is_sure=False)
+        found, _ = store.tables.after(directory, "", 10)
+        assert [(name, about.size_bytes) for name, about in found] == [("a", 2)]
         assert store.look(directory, "a")[1] == float("-inf")
-        assert not await listed(store, "d", ["a"], asked_s=clock(), is_sure=False)
+        assert not await listed(store, "d", ["a"], asked_s=clock(), size=2, is_sure=False)
         await listed(store, "d", [], asked_s=clock(), is_sure=False)
         assert shown(store, "d") == []
+
+
+async def test_an_older_scan_does_not_bring_back_what_is_gone_and_doubted(tmp_path: Path) -> None:
+    with opened(tmp_path) as (store, clock):
+        directory = directory_key(SOURCE, "d")
+        store.note(SOURCE, "d", "a", None, clock())
+        await store.flushed()
+        await store.doubt(directory, Changes(["a"], is_listing=True))
+        await listed(store, "d", ["a"], asked_s=clock() - 1, is_sure=False)
+        assert shown(store, "d") == []
+
+
+async def test_an_older_listing_does_not_make_a_word_that_came_since_forgotten(
+    tmp_path: Path,
+) -> None:
+    """Or the copy of what was before the word, that is still on its way, would be believed."""
+    with opened(tmp_path) as (store, clock):
+        directory = directory_key(SOURCE, "d")
+        store.note(SOURCE, "d", "gone", None, clock())
+        await store.doubt(directory, Changes(["a"]))
+        await listed(store, "d", ["b"], asked_s=clock() - 5)
+        for late in ("a", "gone"):
+            store.note(SOURCE, "d", late, file(1), clock() - 2, is_sure=False)
+        await store.flushed()
+        assert store.look(directory, "a")[1] == float("-inf")
+        assert store.look(directory, "gone")[0] == EntryRecord(None, ANY, ANY, ANY)
+        clock.advance(LATE_MS / 1000)
+        await listed(store, "d", ["b"], asked_s=clock() + 1)
+        assert store.look(directory, "a") == (None, float("-inf")), "and not kept for ever"
 
 
 async def test_a_copy_of_an_older_listing_is_not_begun_beside_a_newer_one(tmp_path: Path) -> None:
