@@ -64,11 +64,23 @@ class Host:
             finally:
                 _set_namespace(here.fileno())
 
-    def limit_rate(self, bytes_s: float) -> None:
-        """Give its cable a rate, in both directions."""
-        rate = ("tbf", "rate", f"{int(bytes_s * 8)}bit", "burst", "256kb", "latency", "200ms")
+    def limit_rate(self, bytes_s: float, *, queue_s: float = 0.2) -> None:
+        """Give its cable a rate, in both directions, and a queue of *queue_s* at each end."""
+        latency = f"{int(queue_s * 1000)}ms"
+        rate = ("tbf", "rate", f"{int(bytes_s * 8)}bit", "burst", "256kb", "latency", latency)
         run("tc", "-n", self.namespace, "qdisc", "replace", "dev", "eth0", "root", *rate)
         run("tc", "-n", self.bridge, "qdisc", "replace", "dev", self.link, "root", *rate)
+
+    def send_large_packets(self, segments: int) -> None:
+        """Have its TCP connections send so many segments at once, however slow the link is.
+
+        TCP sends what goes out in a millisecond, two segments over a slow link, and each such
+        packet costs as much as one of 64 KiB. With cubic, as bbr has a minimum of its own.
+        """
+        where = (f"{SUBNET}.0/24", "dev", "eth0", "src", self.ip)
+        run("ip", "-n", self.namespace, "route", "replace", *where, "congctl", "cubic")
+        least = f"echo {segments} > /proc/sys/net/ipv4/tcp_min_tso_segs"
+        run(*self.command("sh", "-c", least))
 
     def unlimit_rate(self) -> None:
         for namespace, device in ((self.namespace, "eth0"), (self.bridge, self.link)):
