@@ -11,11 +11,16 @@ from mesh.clock import Clock
 from mesh.errors import MeshError
 
 KEPT_S = 1.0
+KEPT_TIMES = 10.0
+"""Times what the answer took to come: who fills block after block of a version on a busy machine
+spends a tenth of that on asking, not all of it."""
+
+KEPT_S_MAX = 5.0
 KEPT_MAX = 4096
 
 
 class Holdings:
-    """Answers that serve for a second."""
+    """Answers that serve for a second, or for longer when they are slow to come."""
 
     def __init__(
         self, ask: Callable[[str, FileVersion], Awaitable[frozenset[int]]], clock: Clock
@@ -24,17 +29,20 @@ class Holdings:
         self._ask = ask
         self._clock = clock
         self._kept: OrderedDict[tuple[str, bytes], tuple[float, frozenset[int]]] = OrderedDict()
+        """Until when."""
 
     async def of(self, peer: str, file: FileVersion) -> frozenset[int]:
         """Return which blocks of a version a peer has; none when it does not answer."""
         now_s = self._clock()
         kept = self._kept.get((peer, file.id))
-        if kept is not None and now_s - kept[0] < KEPT_S:
+        if kept is not None and now_s < kept[0]:
             return kept[1]
         indexes: frozenset[int] = frozenset()
         with suppress(MeshError):
             indexes = await self._ask(peer, file)
-        self._kept[peer, file.id] = (now_s, indexes)
+        took_s = self._clock() - now_s
+        until_s = now_s + min(KEPT_S_MAX, max(KEPT_S, KEPT_TIMES * took_s))
+        self._kept[peer, file.id] = (until_s, indexes)
         while len(self._kept) > KEPT_MAX:
             self._kept.popitem(last=False)
         return indexes
