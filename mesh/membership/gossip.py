@@ -306,6 +306,7 @@ def _meta(me: Member, protocol: int) -> dict[str, str]:
         "p": repr(me.portion),
         "s": me.state.value,
         "v": str(protocol),
+        "b": str(me.bulk_port),
     }
 
 
@@ -323,6 +324,7 @@ def _member_of(found: kinship.Member, member_id: str, run: int) -> Member | None
             run=run,
             state=State(meta["s"]),
             gossip=found.addr,
+            bulk_port=int(meta.get("b", "0")),
         )
     except (KeyError, ValueError) as error:
         log.warning("a peer is described in a way that makes no sense", reason=repr(error))

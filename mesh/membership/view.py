@@ -13,7 +13,7 @@ grace: it is not asked, and nothing moves. Only then does it lose its place.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
 from pathlib import Path
@@ -69,6 +69,9 @@ class Member:
     is_placed: bool = True
     """Whether the ring counts on it: not yet when joining, no more after the grace."""
 
+    bulk_port: int = field(default=0, repr=False)
+    """Port of its bulk channel; 0 when it has none, or does not say. No part of the epoch."""
+
     def __post_init__(self) -> None:
         if not self.id:  # a list that names peers needs no other identity
             object.__setattr__(self, "id", self.name)
@@ -77,6 +80,8 @@ class Member:
         object.__setattr__(self, "portion", float(self.portion))
         if not 0.25 <= self.weight <= 4:
             raise ValueError(f"weight of peer {self.name} is {self.weight:g}, need 0.25 to 4")
+        if not 0 <= self.bulk_port < 1 << 16:
+            raise ValueError(f"bulk port of peer {self.name} is {self.bulk_port}, need 0 to 65535")
         if not 0 < self.portion <= 1:
             raise ValueError(f"portion of peer {self.name} is {self.portion:g}, need 0 to 1")
 
@@ -109,6 +114,10 @@ class View:
     def find(self, name: str) -> Member | None:
         """Return the member of that name, or None."""
         return next((member for member in self.members if member.name == name), None)
+
+    def at(self, address: str) -> Member | None:
+        """Return who is here at an address, or None."""
+        return next((m for m in self.members if m.address == address and m.is_here), None)
 
     @property
     def placed(self) -> tuple[Member, ...]:

@@ -40,8 +40,10 @@ from mesh.store.store import BlockStore, StoreSettings, open_store
 from mesh.understore.open import open_under_store
 from mesh.understore.table import MountTable
 from mesh.understore.understore import UnderStore, UnderStoreSettings
+from mesh.wire.bulk_server import bound
 from mesh.wire.channels import Channels, TlsSettings
 from mesh.wire.local import mount_socket
+from mesh.wire.messages import BulkReply
 from mesh.wire.passport import Passport
 from mesh.wire.staged import PULL
 from mesh.wire.swarm import NEWS, TAKE
@@ -169,7 +171,8 @@ async def _running(
     stack: AsyncExitStack,
 ) -> Peer:
     """Build what works on the store, open the doors, and become a member of the mesh."""
-    me = replace(settings.me, id=store.peer_id, run=store.run)
+    bulk = _bulk_socket(settings, stack)
+    me = _me(settings, store, bulk)
     passport = Passport(settings.cluster, settings.key_fingerprint, lambda: neighbors.view.epoch)
     control = Channels(settings.tls, passport=passport)
     stack.push_async_callback(control.aclose)
@@ -179,6 +182,7 @@ async def _running(
         on_other_epoch=lambda address, epoch: presence.note_epoch(address, epoch),
         control=control,
         is_bulk=settings.bulk_port is not None,
+        bulk_of=lambda address: _bulk_of(neighbors.view.at(address), passport),
     )
     stack.push_async_callback(channels.aclose)
     tasks = await stack.enter_async_context(_tasks())
@@ -198,7 +202,6 @@ async def _running(
         upload_bytes_per_s=settings.upload_bytes_per_s,
     )
     await scribe.load()
-    gatherer = Gatherer(store, neighbors, reader, tasks, metrics)
     repair = _repair(settings, store, neighbors, reader, metrics)
     reporter = Reporter(settings.cluster, store, neighbors, metrics)
     keeper = Keeper(store, reader, neighbors, table, catalog, tasks, metrics, directory=directory)
@@ -209,19 +212,19 @@ async def _running(
     presence = Presence(membership, neighbors, me, view_path=directory / VIEW_FILE, moved=moved)
     distribution = Distribution(catalog, neighbors, swarms)
     server = PeerServer(
-        Servicers(reader, gatherer, catalog, reporter),
+        Servicers(reader, Gatherer(store, neighbors, reader, tasks, metrics), catalog, reporter),
         passport,
         [*keeper.handlers(), *scribe.handlers(), *swarms.handlers(), *distribution.handlers()],
         scribe.for_mounts(),
         [(PULL, scribe.stager.pull), (TAKE, swarms.take)],
         [(NEWS, swarms.news)],
+        bulk_token=passport.bulk_token(me.id, me.run),
     )
     stack.push_async_callback(membership.aclose)
     stack.push_async_callback(server.aclose)
-    await _listen(server, settings)
+    await _listen(server, settings, bulk)
     _export(settings.metrics_address, metrics, stack)
-    for name, work in _works(store, neighbors, repair, shards, scribe).items():
-        tasks.create_task(_steadily(name, work), name=name)
+    _begin_works(store, neighbors, repair, shards, scribe, tasks)
     stack.push_async_callback(membership.leave)
     await _enter(settings, membership, presence, store, tasks)
     stack.push_async_callback(presence.drain, for_s=settings.drain_s)
@@ -264,11 +267,16 @@ def _swarms(
     return swarms
 
 
-def _works(
-    store: BlockStore, neighbors: RingNeighbors, repair: Repair, shards: Shards, scribe: Scribe
-) -> dict[str, Callable[[], Awaitable[None]]]:
-    """Return what a peer does for as long as it runs."""
-    return {
+def _begin_works(
+    store: BlockStore,
+    neighbors: RingNeighbors,
+    repair: Repair,
+    shards: Shards,
+    scribe: Scribe,
+    tasks: asyncio.TaskGroup,
+) -> None:
+    """Begin what a peer does for as long as it runs."""
+    works: dict[str, Callable[[], Awaitable[None]]] = {
         "keep room": store.keep_room,
         "probe": neighbors.probe,
         "watch lag": neighbors.watch_lag,
@@ -279,6 +287,8 @@ def _works(
         "recall": scribe.recall_all,
         "doubts": scribe.uploads.doubts.run,
     }
+    for name, work in works.items():
+        tasks.create_task(_steadily(name, work), name=name)
 
 
 async def _steadily(name: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -380,7 +390,38 @@ async def _check(
             raise Unusable(f"{where} is a file; name a directory")
 
 
-async def _listen(server: PeerServer, settings: PeerSettings) -> None:
+def _me(settings: PeerSettings, store: BlockStore, bulk: socketlib.socket | None) -> Member:
+    """Return how the others are to know this run of this peer."""
+    port = bulk.getsockname()[1] if bulk else 0
+    return replace(settings.me, id=store.peer_id, run=store.run, bulk_port=port)
+
+
+def _bulk_of(member: Member | None, passport: Passport) -> BulkReply | None:
+    """Return where the bulk channel of a member is; None if it has to be asked."""
+    if member is None or not member.bulk_port:
+        return None
+    return BulkReply(member.bulk_port, passport.bulk_token(member.id, member.run))
+
+
+def _bulk_socket(settings: PeerSettings, stack: AsyncExitStack) -> socketlib.socket | None:
+    """Return what has the port of the bulk channel, which the others are told of; None where
+    there is to be none."""
+    if settings.bulk_port is None or settings.tls is not None:
+        return None
+    try:
+        socket = bound(settings.listen.rpartition(":")[0].strip("[]"), settings.bulk_port)
+    except OSError as error:
+        raise _no_bulk(settings, error) from error
+    return stack.enter_context(socket)
+
+
+def _no_bulk(settings: PeerSettings, error: OSError) -> Unusable:
+    return Unusable(f"peer.bulk {settings.bulk_port}: {error.strerror}; name another port, or any")
+
+
+async def _listen(
+    server: PeerServer, settings: PeerSettings, bulk: socketlib.socket | None
+) -> None:
     credentials = settings.tls.server_credentials() if settings.tls else None
     try:
         await server.listen(settings.listen, credentials)
@@ -389,14 +430,11 @@ async def _listen(server: PeerServer, settings: PeerSettings) -> None:
             f"peer.listen {settings.listen}: the address is in use or not this host's; "
             "stop who uses it or name another"
         ) from error
-    if settings.bulk_port is not None and settings.tls is None:
-        host = settings.listen.rpartition(":")[0].strip("[]")
+    if bulk is not None:
         try:
-            await server.listen_bulk(host, settings.bulk_port)
+            await server.listen_bulk(bulk)
         except OSError as error:
-            raise Unusable(
-                f"peer.bulk {settings.bulk_port}: {error.strerror}; name another port, or any"
-            ) from error
+            raise _no_bulk(settings, error) from error
     # The lock on the data directory says that whoever left a socket there is gone.
     for socket in (settings.socket, Path(mount_socket(str(settings.socket)))):
         with suppress(FileNotFoundError):

@@ -8,6 +8,7 @@ Unix socket for its mounts, which alone may ask it to bring blocks here.
 from __future__ import annotations
 
 import asyncio
+import socket as sockets
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -221,14 +222,18 @@ class PeerServer:
         for_mounts: Sequence[LocalHandler] = (),
         streams: Sequence[StreamHandler] = (),
         pushes: Sequence[PushHandler] = (),
+        *,
+        bulk_token: bytes = b"",
     ) -> None:
         """Serve what *servicers* does, *more*, *streams* and *pushes*, where a caller sends
-        many requests; to the mounts of this host *for_mounts*."""
+        many requests; to the mounts of this host *for_mounts*. *bulk_token* opens the bulk
+        channel."""
         self._border = Border(passport)
         self._bulk = BulkServer(
             [(SERVE, servicers.serve), (PEEK, servicers.peek), *streams],
             pushes,
             passport.epoch,
+            bulk_token,
         )
         self._stops = asyncio.Event()
         self._health = health.aio.HealthServicer()
@@ -288,9 +293,10 @@ class PeerServer:
         await server.start()
         return int(port)
 
-    async def listen_bulk(self, host: str, port: int) -> None:
-        """Send blocks to neighbors without gRPC as well; OSError when the port is taken."""
-        await self._bulk.listen(host, port)
+    async def listen_bulk(self, listener: sockets.socket) -> None:
+        """Send blocks to neighbors without gRPC as well, to who comes to a bound socket; OSError
+        when somebody else listens there by now."""
+        await self._bulk.listen(listener)
 
     async def _where_bulk(self, request: Nothing) -> BulkReply:
         return self._bulk.reply

@@ -9,8 +9,9 @@ it says where this channel is, and carries blocks where it can't be had.
     sends    kind (u8) | number (u32) | crc32c (u32) | size (u32) | data
     kind     PIECE, which without data is a heartbeat; END, epoch (u64); FAILED, "Kind: text"
 
-The token comes over gRPC, from who has looked at the caller's passport. Where peers have
-TLS there is no such channel.
+The port comes with membership, and the token stands for the passport that gRPC would be shown
+(`wire/passport`). Who does not know the port asks over gRPC. Where peers have TLS there is no
+such channel.
 """
 
 from __future__ import annotations
@@ -44,7 +45,6 @@ METHODS: list[Method[Any, Any]] = [SERVE, PEEK, TAKE, NEWS]
 """By code. New ones go to the end; a code is never given again."""
 
 MAGIC = b"mesh-bulk-1\n"
-TOKEN_BYTES = 16
 PIECE, END, FAILED = 0, 1, 2
 ASKED = struct.Struct(">BI")
 SENT = struct.Struct(">BIII")
@@ -236,9 +236,13 @@ class Lanes:
         self,
         ask: Callable[[str], Awaitable[BulkReply]],
         note_epoch: Callable[[str, int], None],
+        *,
+        known: Callable[[str], BulkReply | None] = lambda address: None,
     ) -> None:
-        """*ask* asks a peer for its channel; *note_epoch* is told under which it answered."""
+        """*ask* asks a peer for its channel, unless *known* says where it is; *note_epoch* is told
+        under which it answered."""
         self._ask = ask
+        self._known = known
         self.note_epoch = note_epoch
         self._lanes: dict[str, Lane] = {}
         self._not_before_s: dict[str, float] = {}
@@ -250,6 +254,8 @@ class Lanes:
         lane = self._lanes.get(address)
         if lane is not None or monotonic_s() < self._not_before_s.get(address, 0.0):
             return lane
+        if (known := self._known(address)) is not None:
+            return self._made(address, known)
         asking = self._asking.get(address)
         if asking is None:
             asking = asyncio.get_running_loop().create_task(self._look(address))
@@ -266,6 +272,9 @@ class Lanes:
         if not reply.port:
             self._not_before_s[address] = monotonic_s() + ASKED_AGAIN_S
             return None
+        return self._made(address, reply)
+
+    def _made(self, address: str, reply: BulkReply) -> Lane:
         lane = self._lanes[address] = Lane(address, reply)
         self._sweep_later()
         return lane

@@ -26,10 +26,10 @@ from mesh.wire.bulk import (
     PIECE,
     REQUEST_BYTES_MAX,
     SENT,
-    TOKEN_BYTES,
 )
 from mesh.wire.connection import Connection
 from mesh.wire.messages import BulkReply, Piece
+from mesh.wire.passport import TOKEN_BYTES
 
 log = structlog.get_logger()
 
@@ -48,20 +48,42 @@ NO_PLACE_S = 0.1
 """Pause when a connection can't be taken, for want of descriptors."""
 
 
+def bound(host: str, port: int) -> sockets.socket:
+    """Return a socket that has a port of *host*, any free one for 0; OSError when it is taken.
+
+    Who names a port may have it although connections of an earlier run linger there. Any free one
+    is nobody else's: Linux gives one that may be used again to two, until one of them listens.
+    """
+    socket = sockets.socket(sockets.AF_INET6 if ":" in host else sockets.AF_INET)
+    try:
+        socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, int(port > 0))
+        socket.settimeout(0)
+        socket.bind((host, port))
+    except BaseException:
+        socket.close()
+        raise
+    return socket
+
+
 class BulkServer:
     """Sends blocks to the peers that know its token."""
 
     def __init__(
-        self, handlers: Sequence[Handler], pushes: Sequence[PushHandler], epoch: Callable[[], int]
+        self,
+        handlers: Sequence[Handler],
+        pushes: Sequence[PushHandler],
+        epoch: Callable[[], int],
+        token: bytes = b"",
     ) -> None:
-        """Send what *handlers* yield, take what is pushed, and say under which epoch."""
+        """Send what *handlers* yield to who shows *token*, or one that is drawn; take what is
+        pushed, and say under which epoch."""
         paths = [method.path for method in METHODS]
         self._handlers = {paths.index(m.path): (m, c) for m, c in handlers if m.path in paths}
         self._pushes = {paths.index(m.path): (m, c) for m, c in pushes if m.path in paths}
         self._epoch = epoch
         files_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._connections_max = min(CONNECTIONS_MAX, files_max // 4)
-        self._token = secrets.token_bytes(TOKEN_BYTES)
+        self._token = token or secrets.token_bytes(TOKEN_BYTES)
         self._listener: sockets.socket | None = None
         self._pause: asyncio.TimerHandle | None = None
         self._accepted: set[sockets.socket] = set()
@@ -77,11 +99,12 @@ class BulkServer:
             return BulkReply(0, b"")
         return BulkReply(self._listener.getsockname()[1], self._token)
 
-    async def listen(self, host: str, port: int) -> None:
-        """Take connections on a port of *host*, any free one for 0; OSError when it is taken."""
-        family = sockets.AF_INET6 if ":" in host else sockets.AF_INET
-        listener = sockets.create_server((host, port), family=family, backlog=BACKLOG)
-        listener.settimeout(0)
+    async def listen(self, listener: sockets.socket) -> None:
+        """Take connections on a socket that `bound` gave, which is closed with this server.
+
+        OSError when somebody else listens on its port by now.
+        """
+        listener.listen(BACKLOG)
         self._listener = listener
         asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 

@@ -5,6 +5,9 @@
     mesh-protocol   likewise
     mesh-epoch      of the caller's view; an answer under another one says so
 
+Who comes to the bulk channel of a peer shows a digest of the first three, for that peer and
+this run of it: whoever has its port still knows that it is not another one's by now.
+
 The fingerprint tells a mistake from a match. It proves nothing to somebody who can
 read the wire: that is what TLS is for.
 """
@@ -16,7 +19,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
+import msgspec
+
 PROTOCOL = "1"
+TOKEN_BYTES = 16
 CLUSTER, KEY, SPOKEN, EPOCH = "mesh-cluster", "mesh-key", "mesh-protocol", "mesh-epoch"
 
 
@@ -53,6 +59,11 @@ class Passport:
         if not hmac.compare_digest(words.get(KEY, ""), self.fingerprint):
             return "its cluster.key is not ours; give all peers of the mesh the same"
         return ""
+
+    def bulk_token(self, peer_id: str, run: int) -> bytes:
+        """Return the 16 bytes that open the bulk channel of a run of a peer."""
+        whose = msgspec.json.encode((self.cluster, PROTOCOL, peer_id, run))
+        return hmac.new(self.fingerprint.encode(), whose, sha256).digest()[:TOKEN_BYTES]
 
     def other_epoch(self, words: Mapping[str, str]) -> int | None:
         """Return the epoch that these words name, if it is not ours."""

@@ -277,6 +277,26 @@ def test_epochs_are_equal_when_the_members_are_and_only_then(one: View, other: V
     assert (one.epoch == other.epoch) is (counted(one) == counted(other))
 
 
+def test_where_the_bulk_channel_is_is_no_part_of_the_epoch() -> None:
+    """Who is in a static list says so only when it is asked, and older releases don't."""
+    one, other = Member("a", "h:1"), Member("a", "h:1", bulk_port=7)
+    assert view_of([one]).epoch == view_of([other]).epoch
+    assert view_of([one]) != view_of([other])
+    assert view_from_json(view_to_json(view_of([other]))) == view_of([other])
+
+
+@pytest.mark.parametrize("port", [-1, 1 << 16])
+def test_no_member_has_a_bulk_channel_where_there_is_no_port(port: int) -> None:
+    with pytest.raises(ValueError, match=f"bulk port of peer a is {port}, need 0 to 65535"):
+        Member("a", "h:1", bulk_port=port)
+
+
+def test_who_is_at_an_address_is_who_is_here() -> None:
+    gone = Member("a", "h:1", state=State.DEAD)
+    assert view_of([gone]).at("h:1") is None
+    assert view_of([gone, Member("b", "h:1")]).at("h:1") == Member("b", "h:1")
+
+
 @given(view=views, order=st.randoms(use_true_random=False))
 def test_an_epoch_does_not_hang_on_the_order(view: View, order: Random) -> None:
     members = list(view.members)

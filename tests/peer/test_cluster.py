@@ -30,7 +30,14 @@ from mesh.testing.servers import free_port
 from mesh.understore.understore import UnderStoreSettings
 from mesh.wire.channels import Channels
 from mesh.wire.codec import BULK, DESCRIBE, HELD, LOCATE, OVERVIEW, SERVE
-from mesh.wire.messages import BlockRequest, HeldRequest, LocateRequest, Nothing
+from mesh.wire.messages import (
+    BlockRequest,
+    BulkReply,
+    HeldRequest,
+    LocateRequest,
+    Nothing,
+    Piece,
+)
 
 NAMES = ("a", "b", "c")
 PATH = "models/weights.bin"
@@ -487,6 +494,33 @@ async def test_a_bulk_port_in_use_is_unusable_and_changes_nothing(tmp_path: Path
         with pytest.raises(Unusable, match=rf"peer\.bulk 127\.0\.0\.1:{port}"):
             await start_and_stop(replace(settings_of(tmp_path, "b"), bulk_port=port))
         assert snapshot(tmp_path) == before
+
+
+async def test_members_say_where_their_bulk_channels_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 32 hosts that begin to read at once a thousand questions were a part of what hurt."""
+    over_grpc: list[str] = []
+
+    async def streamed(self: Channels, address: str, *_: object) -> AsyncIterator[Piece]:
+        over_grpc.append(address)
+        yield Piece(0, 0, b"")
+
+    async def asked(self: Channels, address: str) -> BulkReply:
+        over_grpc.append(address)
+        raise PeerUnavailable(address, "was asked")
+
+    monkeypatch.setattr(Channels, "_streamed", streamed)
+    monkeypatch.setattr(Channels, "ask_bulk", asked)
+    under_store = origin()
+    async with running_cluster(tmp_path, ["a", "b"], under_store) as cluster:
+        for name, other in ("ab", "ba"):
+            neighbors = cluster.peers[name].neighbors
+            await until(lambda: neighbors.view.member(other).bulk_port > 0)  # noqa: B023 (at once)
+            async with cluster.client(name) as client:
+                assert await read_path(client) == DATA
+        assert set(primaries(cluster.peers["a"], version(under_store))) == {"a", "b"}
+    assert not over_grpc
 
 
 async def test_who_has_no_bulk_channel_says_so(tmp_path: Path) -> None:

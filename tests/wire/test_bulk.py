@@ -16,7 +16,7 @@ from mesh.clock import monotonic_s
 from mesh.errors import Busy, NotFound, PeerUnavailable
 from mesh.testing.servers import free_port
 from mesh.wire.bulk import ASKED, END, FAILED, MAGIC, METHODS, PIECE, REQUEST_BYTES_MAX, SENT, Lanes
-from mesh.wire.bulk_server import BulkServer
+from mesh.wire.bulk_server import BulkServer, bound
 from mesh.wire.codec import PEEK, SERVE
 from mesh.wire.connection import Connection
 from mesh.wire.hedged import Hedged, Signs, Strays
@@ -113,7 +113,7 @@ class Channel:
 async def channel(*, port: int = 0) -> AsyncIterator[Channel]:
     sender = Sender()
     server = serving(sender)
-    await server.listen("127.0.0.1", port)
+    await server.listen(bound("127.0.0.1", port))
     used = Channel(sender, server, f"127.0.0.1:{free_port()}")
     try:
         yield used
@@ -385,11 +385,43 @@ async def test_a_peer_that_began_anew_is_asked_again_in_time(
         assert await used.read() == DATA
         await used.server.aclose(grace_s=0.0)
         used.server = serving(used.sender)
-        await used.server.listen("127.0.0.1", 0)
+        await used.server.listen(bound("127.0.0.1", 0))
         assert await used.read() == DATA  # finds the door shut, and asks over gRPC
         assert await used.read() == DATA
         assert (used.over_grpc, used.asked) == (1, 2)
         await used.server.aclose(grace_s=0.0)
+
+
+async def test_who_knows_where_a_bulk_channel_is_does_not_ask() -> None:
+    async with channel() as used:
+        used.lanes = Lanes(used.lanes._ask, lambda *_: None, known=lambda _: used.server.reply)
+        assert [await used.read(), await used.read()] == [DATA, DATA]
+        assert (used.over_grpc, used.asked) == (0, 0)
+        await used.lanes.aclose()
+
+
+async def test_no_two_have_the_same_port_before_they_listen() -> None:
+    with bound("127.0.0.1", 0) as one:
+        with pytest.raises(OSError, match="in use"):
+            bound("127.0.0.1", one.getsockname()[1])
+        one.listen()
+    port = free_port()
+    with bound("127.0.0.1", port) as one, bound("127.0.0.1", port) as other:
+        one.listen()
+        server = serving(Sender())
+        with pytest.raises(OSError, match="in use"):
+            await server.listen(other)
+        assert server.reply.port == 0
+        await server.aclose(grace_s=0.0)
+
+
+async def test_what_is_known_of_an_earlier_run_opens_nothing() -> None:
+    async with channel() as used:
+        earlier = BulkReply(used.server.reply.port, bytes(16))
+        used.lanes = Lanes(used.lanes._ask, lambda *_: None, known=lambda _: earlier)
+        assert await used.read() == DATA
+        assert (used.over_grpc, used.asked, used.sender.requests) == (1, 0, [])
+        await used.lanes.aclose()
 
 
 async def test_a_peer_that_dies_on_the_way_is_unavailable() -> None:

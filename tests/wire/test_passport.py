@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mesh.wire.passport import Passport, fingerprint_of, words_of
+from mesh.wire.passport import TOKEN_BYTES, Passport, fingerprint_of, words_of
 
 KEY = fingerprint_of("c", "secret")
 
@@ -36,6 +36,19 @@ def test_others_are_refused(caller: Passport, says: str) -> None:
 def test_another_protocol_is_refused() -> None:
     words = words_of(passport().words()) | {"mesh-protocol": "2"}
     assert passport().objection(words) == "protocol 2 is not ours, 1; run the same release"
+
+
+def test_a_bulk_channel_is_opened_by_who_knows_whose_it_is() -> None:
+    token = passport().bulk_token("id", 3)
+    assert len(token) == TOKEN_BYTES
+    assert passport(epoch=8).bulk_token("id", 3) == token
+    others = [
+        passport(cluster="d").bulk_token("id", 3),
+        passport(key="").bulk_token("id", 3),
+        passport().bulk_token("id", 4),
+        passport().bulk_token("other", 3),
+    ]
+    assert len({token, *others}) == 5
 
 
 def test_who_shows_nothing_is_let_through() -> None:
