@@ -20,7 +20,7 @@ KEPT_MAX = 4096
 
 
 class Holdings:
-    """Answers that serve for a second, or for longer when they are slow to come."""
+    """Answers that serve for a second, or for longer when they were slow to come."""
 
     def __init__(
         self, ask: Callable[[str, FileVersion], Awaitable[frozenset[int]]], clock: Clock
@@ -28,21 +28,25 @@ class Holdings:
         """*ask* returns which blocks of a version a peer has; raises if it does not answer."""
         self._ask = ask
         self._clock = clock
-        self._kept: OrderedDict[tuple[str, bytes], tuple[float, frozenset[int]]] = OrderedDict()
-        """Until when."""
+        self._kept: OrderedDict[tuple[str, bytes], tuple[float, float, frozenset[int]]]
+        self._kept = OrderedDict()
+        """When it was asked, for how long that serves, and what was said."""
 
-    async def of(self, peer: str, file: FileVersion) -> frozenset[int]:
-        """Return which blocks of a version a peer has; none when it does not answer."""
+    async def of(self, peer: str, file: FileVersion, *, is_fresh: bool = False) -> frozenset[int]:
+        """Return which blocks of a version a peer has; none when it does not answer.
+
+        With *is_fresh* as of a second ago at most, for whom a read fails without them.
+        """
         now_s = self._clock()
-        kept = self._kept.get((peer, file.id))
-        if kept is not None and now_s < kept[0]:
-            return kept[1]
-        indexes: frozenset[int] = frozenset()
+        if (kept := self._kept.get((peer, file.id))) is not None:
+            asked_s, kept_s, indexes = kept
+            if now_s < asked_s + (KEPT_S if is_fresh else kept_s):
+                return indexes
+        indexes, kept_s = frozenset(), KEPT_S
         with suppress(MeshError):
             indexes = await self._ask(peer, file)
-        took_s = self._clock() - now_s
-        until_s = now_s + min(KEPT_S_MAX, max(KEPT_S, KEPT_TIMES * took_s))
-        self._kept[peer, file.id] = (until_s, indexes)
+            kept_s = min(KEPT_S_MAX, max(KEPT_S, KEPT_TIMES * (self._clock() - now_s)))
+        self._kept[peer, file.id] = (now_s, kept_s, indexes)
         while len(self._kept) > KEPT_MAX:
             self._kept.popitem(last=False)
         return indexes

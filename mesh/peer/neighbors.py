@@ -343,7 +343,8 @@ class RingNeighbors:
         if not wide and (is_alone or self.signs.is_deaf(now_s)):
             return []
         asked = [name for name in self._possible_holders(key, wide=wide) if name != self.me]
-        held = await asyncio.gather(*(self._holdings.of(peer, file) for peer in asked))
+        asking = (self._holdings.of(peer, file, is_fresh=wide) for peer in asked)
+        held = await asyncio.gather(*asking)
         return [peer for peer, indexes in zip(asked, held, strict=True) if index in indexes]
 
     def _possible_holders(self, key: BlockKey, *, wide: bool) -> list[str]:
