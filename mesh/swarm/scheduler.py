@@ -2,7 +2,8 @@
 
     blocked on a block     whoever has it, else its owner, at once
     own blocks             filled here: so every peer brings others what they lack
-    in the window          a random one that a neighbor has, from a random one who has it
+    in the window          a random one that a neighbor has, from a random one who has it;
+                           first what only one neighbor has, and might die with it
     nobody announced       a random one, from its owner, who fills it
     else                   wait for news
 
@@ -374,13 +375,14 @@ class Scheduler:
         if not wanted or (room <= 0 and not wanted & self._owned(wanted)):
             return actions
         self._owned(wanted)
-        announced = known = 0
+        announced = known = twice = 0
         for neighbor in self._sources.usable(now_s):
             announced |= neighbor.has
         for neighbor in self._sources.neighbors.values():
+            twice |= known & neighbor.has
             known |= neighbor.has
         while wanted:
-            chosen = self._chosen(wanted, announced, known, now_s)
+            chosen = self._chosen(wanted, announced, known, twice, now_s)
             if chosen is None:
                 break
             index, source = chosen
@@ -390,9 +392,12 @@ class Scheduler:
         return actions
 
     def _chosen(
-        self, wanted: int, announced: int, known: int, now_s: float
+        self, wanted: int, announced: int, known: int, twice: int, now_s: float
     ) -> tuple[int, str | None] | None:
-        """Return the block to fetch next, and from whom, if from anybody just now."""
+        """Return the block to fetch next, and from whom, if from anybody just now.
+
+        Neighbors who can be asked have *announced*, all together *known*, two or more *twice*.
+        """
         own = wanted & self._own & ~known
         if own and self._filling < self._rules.fills_at_once:
             return lowest(own), self._me
@@ -400,7 +405,8 @@ class Scheduler:
         if is_full or now_s < self._hushed_until_s:
             return None
         if wanted & announced:
-            index = any_of(wanted & announced, self._random)
+            found = wanted & announced
+            index = any_of(found & ~twice or found, self._random)
         elif wanted & ~known & ~self._own and self._asks() < self._rules.asks_at_once:
             index = any_of(wanted & ~known & ~self._own, self._random)
         else:

@@ -130,6 +130,18 @@ def test_of_what_is_needed_the_window_decides_and_chance() -> None:
     assert len(drawn) > 50
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_what_only_one_neighbor_has_comes_before_what_would_outlive_it(seed: int) -> None:
+    scheduler = Scheduler(BLOCKS, ME, owners, Random(seed), rules=Rules(at_once=2))
+    reader = Reader()
+    reader.scheduler = scheduler
+    for peer, blocks in (("a", [1, 2, 3, 5, 6, 7]), ("b", [2, 5, 6, 7]), ("c", [1, 2, 6, 9])):
+        reader.step(Met(peer))
+        reader.step(Has(peer, mask_of(blocks), 4))
+    taken = [fetch for fetch in reader.fetches(Reads(0)) if fetch.source != ME]
+    assert {(fetch.index, fetch.source) for fetch in taken} == {(3, "a"), (9, "c")}
+
+
 def test_news_are_told_together_and_soon() -> None:
     reader = Reader()
     reader.step(Met("a"))
