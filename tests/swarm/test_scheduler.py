@@ -41,8 +41,10 @@ def owners(index: int) -> Sequence[str]:
 class Reader:
     """A scheduler, and what it has said."""
 
-    def __init__(self, *, mine: int = 0, rules: Rules | None = None) -> None:
-        self.scheduler = Scheduler(BLOCKS, ME, owners, Random(7), mine=mine, rules=rules or Rules())
+    def __init__(self, *, mine: int = 0, rules: Rules | None = None, seed: int = 7) -> None:
+        self.scheduler = Scheduler(
+            BLOCKS, ME, owners, Random(seed), mine=mine, rules=rules or Rules()
+        )
         self.now_s = 100.0
         self.flying: dict[int, Fetch] = {}
 
@@ -132,9 +134,7 @@ def test_of_what_is_needed_the_window_decides_and_chance() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_what_only_one_neighbor_has_comes_before_what_would_outlive_it(seed: int) -> None:
-    scheduler = Scheduler(BLOCKS, ME, owners, Random(seed), rules=Rules(at_once=2))
-    reader = Reader()
-    reader.scheduler = scheduler
+    reader = Reader(rules=Rules(at_once=2), seed=seed)
     for peer, blocks in (("a", [1, 2, 3, 5, 6, 7]), ("b", [2, 5, 6, 7]), ("c", [1, 2, 6, 9])):
         reader.step(Met(peer))
         reader.step(Has(peer, mask_of(blocks), 4))
