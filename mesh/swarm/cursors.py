@@ -64,8 +64,12 @@ class Cursors:
     def is_idle(self) -> bool:
         return not self._cursors and not self.wants_all
 
-    def window(self, mine: int) -> int:
-        """Return the blocks to fetch next, of those that are not *mine*."""
+    def window(self, mine: int, *, helpers: int = 0) -> int:
+        """Return the blocks to fetch next, of those that are not *mine*.
+
+        Where many read at once, *helpers* of them known to this one, a narrow window would
+        leave most of them without a block that others lack.
+        """
         missing = ~mine & ((1 << self._block_count) - 1)
         if not self._cursors:
             return first(missing, WINDOW_BLOCKS) if self.wants_all else 0
@@ -73,7 +77,7 @@ class Cursors:
         window = 0
         for cursor in self._cursors:
             lead = min(self._block_count, cursor.position + LEAD_BLOCKS_MAX)
-            width = min(share, 2 * cursor.run)
+            width = min(share, 2 * max(cursor.run, helpers))
             window |= first(missing & span(cursor.position, lead), width)
         if self.wants_all and not window:
             return first(missing, WINDOW_BLOCKS)

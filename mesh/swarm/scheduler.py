@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from mesh.swarm.bits import any_of, indexes_of, lowest, mask_of
+from mesh.swarm.bits import any_of, indexes_of, lowest
 from mesh.swarm.cursors import Cursors
 from mesh.swarm.events import (
     Action,
@@ -36,6 +36,7 @@ from mesh.swarm.events import (
     Tick,
     Wants,
 )
+from mesh.swarm.rests import Rests
 from mesh.swarm.sources import AWAY_S, Neighbor, Sources
 
 HEDGE_AFTER = 3.0
@@ -55,11 +56,6 @@ HINTS_MAX = 8
 
 SILENT_S = 1.0
 """Who was silent is left alone for so long: by then it has been heard, or found away."""
-
-REST_S = 1.0
-REST_S_MAX = 64.0
-"""A block that could not be had is not begun again for so long, twice as long each time, unless
-somebody waits for it: where a disk is full it is asked for in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +126,7 @@ class Scheduler:
         self._filling = 0
         self._wanted: dict[int, None] = {}
         self._hints: dict[int, list[str]] = {}
-        self._resting: dict[int, float] = {}
-        """Blocks that could not be had, and until when they are let be."""
-
-        self._rests_s: dict[int, float] = {}
-        """For how long, the last time."""
-
+        self._rests = Rests()
         self._hushed_until_s = 0.0
         self._asks_from_s = 0.0
         """Owners are busy: others will announce what they have been sent before then."""
@@ -170,6 +161,10 @@ class Scheduler:
         neighbor = self._sources.neighbors.get(peer)
         return 0 if neighbor is None else neighbor.has
 
+    def holders(self, index: int) -> list[str]:
+        """Return neighbors that have a block, those that are better left alone last."""
+        return self._sources.all_with(index)
+
     def rate(self, peer: str) -> float:
         """Return how many blocks a second a neighbor has sent, one at a time."""
         neighbor = self._sources.neighbors.get(peer)
@@ -190,7 +185,7 @@ class Scheduler:
             due_s = min(due_s, self._sources.quiet_until_s())
         if self._asks_from_s and self._missing_window():
             due_s = min(due_s, self._asks_from_s)
-        return min(due_s, min(self._resting.values(), default=due_s))
+        return min(due_s, self._rests.due_s())
 
     # What happens
 
@@ -209,7 +204,7 @@ class Scheduler:
             case Failed():
                 self._note_failed(now_s, event)
             case Wants():
-                self._resting.pop(event.index, None)
+                self._rests.wake(event.index)
                 self._wanted.setdefault(event.index)
             case Reads():
                 self.cursors.note(event.index, now_s)
@@ -218,11 +213,12 @@ class Scheduler:
                 actions += self._meet(event)
             case Lost():
                 self._sources.neighbors.pop(event.peer, None)
+                self._window = None
             case Tick():
                 if self.cursors.expire(now_s):
                     self._window = None
                 self._sources.expire(now_s)
-                self._resting = {i: at_s for i, at_s in self._resting.items() if at_s > now_s}
+                self._rests.expire(now_s)
                 if self._asks_from_s <= now_s:
                     self._asks_from_s = 0.0
         actions += self._urgent(now_s)
@@ -271,6 +267,7 @@ class Scheduler:
         if event.peer == self._me or event.peer in neighbors:
             return []
         neighbors[event.peer] = Neighbor(event.zone)
+        self._window = None
         return [Announce((event.peer,), self.mine)]
 
     def _note_arrived(self, now_s: float, event: Arrived) -> list[Action]:
@@ -278,8 +275,7 @@ class Scheduler:
         flight = self._forget(event.index)
         self._hints.pop(event.index, None)
         self._wanted.pop(event.index, None)
-        self._resting.pop(event.index, None)
-        self._rests_s.pop(event.index, None)
+        self._rests.forget(event.index)
         if event.source != self._me and event.took_s > 0:
             self._sources.sent(event.source, event.took_s, now_s)
         if self.mine & bit:
@@ -321,13 +317,16 @@ class Scheduler:
             self._sources.leave_alone(event.source, now_s + SILENT_S)
         if event.source in hints:
             hints.remove(event.source)
+        if event.is_busy and event.index in self._wanted and self.cursors.is_idle:
+            # So many begin to read here at once that they wait for one sender: what comes
+            # next can come meanwhile.
+            self.cursors.note(event.index, now_s)
+            self._window = None
 
     def _note_failed(self, now_s: float, event: Failed) -> None:
         self._forget(event.index)
         self._wanted.pop(event.index, None)  # who waits is told, and says so if he goes on
-        rest_s = min(REST_S_MAX, 2 * self._rests_s.get(event.index, REST_S / 2))
-        self._rests_s[event.index] = rest_s
-        self._resting[event.index] = now_s + rest_s
+        self._rests.failed(event.index, now_s)
 
     def _forget(self, index: int) -> _Flight | None:
         flight = self._flights.pop(index, None)
@@ -347,9 +346,8 @@ class Scheduler:
 
     def _missing_window(self) -> int:
         if self._window is None:
-            self._window = self.cursors.window(self.mine)
-        missing = self._window & ~self.mine
-        return missing & ~mask_of(self._resting) if self._resting else missing
+            self._window = self.cursors.window(self.mine, helpers=len(self._sources.neighbors))
+        return self._rests.without(self._window & ~self.mine)
 
     def _urgent(self, now_s: float) -> list[Action]:
         """Fetch what a reader is blocked on, whatever else is under way."""

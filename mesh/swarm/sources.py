@@ -132,6 +132,11 @@ class Sources:
             if is_free and not self.is_slow(peer, now_s):
                 yield neighbor
 
+    def all_with(self, index: int) -> list[str]:
+        """Return the neighbors that have a block, those that are left alone last."""
+        found = [peer for peer, neighbor in self.neighbors.items() if neighbor.has >> index & 1]
+        return sorted(found, key=self.is_quiet)
+
     def one_with(
         self, index: int, now_s: float, *, more: int = 0, others_than: Collection[str] = ()
     ) -> str | None:

@@ -254,8 +254,6 @@ class World:
             rules=self.what.rules,
         )
         self._heartbeat(host)
-        if self.what.strategy == "swarm":
-            self.step(host, Reads(0))
         self._go_on(host)
 
     def _heartbeat(self, host: _Host) -> None:
@@ -299,7 +297,7 @@ class World:
             host.done_s = host.done_s or self.now_s
             return
         position = lowest(missing)
-        if position != host.position or self.now_s == 0:
+        if position != host.position:  # a mount sees a stream once its first bytes have come
             host.position = position
             if self.what.strategy == "swarm":
                 self.step(host, Reads(position))

@@ -147,6 +147,28 @@ async def test_a_reader_that_dies_costs_the_others_no_error_and_no_second_fill(
         assert await asyncio.gather(*reading.values()) == [DATA] * 3
 
 
+async def test_an_owner_takes_what_others_say_they_have_before_it_fills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first owner was silent for a moment, and so was who was asked what he has: the second
+    owner filled a block that a dozen readers had announced."""
+    async with running(tmp_path) as (cluster, file, _):
+        assert await read_all(cluster.peers["a"], file) == DATA
+        assert fills(cluster) == BLOCKS
+        second = cluster.peers["b"]
+        own = next(i for i in range(BLOCKS) if second.neighbors.owners(file.key(i))[1] == "b")
+
+        async def nobody(*_: object, **__: object) -> list[str]:
+            return []
+
+        monkeypatch.setattr(second.neighbors, "other_holders", nobody)
+        swarms_of(second).joined(file, 0)
+        session(second, file).heard("a", "", span(0, BLOCKS), 4, is_greeting=False)
+        pieces = [p async for p in second.reader.serve_relayed(file, own, 0) if p.data]
+        assert sum(len(p.data) for p in pieces) == file.length_bytes(own)
+        assert fills(cluster) == BLOCKS
+
+
 async def test_a_block_that_a_neighbor_does_not_have_after_all_is_filled_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +227,7 @@ def cut_off(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 async def test_fills_that_failed_do_not_keep_others_from_being_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mesh.swarm.scheduler.REST_S", 0.1)
+    monkeypatch.setattr("mesh.swarm.rests.REST_S", 0.1)
     async with running(tmp_path) as (cluster, file, under_store):
         peer = cluster.peers["a"]
         under_store.error = UnderStoreUnavailable("memory", "is away")

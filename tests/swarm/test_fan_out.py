@@ -7,6 +7,9 @@ much more than others.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from statistics import mean
+
 import pytest
 
 from mesh.testing.swarm import FanOut, fan_out
@@ -38,10 +41,12 @@ def test_the_same_comes_out_the_same() -> None:
 
 
 def test_who_dies_costs_the_others_little() -> None:
-    done = fan_out(FanOut(readers=16, blocks=128, killed=0.125, under_store_links=4.0))
-    assert len(done.done) == 14
-    assert done.ratio <= 1.35 + 0.15
-    assert done.egress <= 1.03  # what only the dead had, and of 128 blocks each counts
+    what = FanOut(readers=16, blocks=128, killed=0.125, under_store_links=4.0)
+    runs = [fan_out(replace(what, seed=seed)) for seed in range(1, 6)]
+    assert all(len(done.done) == 14 for done in runs)
+    assert all(done.ratio <= 1.35 + 0.15 for done in runs)
+    # What only the dead had is brought again: none to five blocks of 128.
+    assert mean(done.egress for done in runs) <= 1.02
 
 
 @pytest.mark.parametrize("seed", range(1, 5))

@@ -198,6 +198,24 @@ def test_who_is_busy_is_left_alone_for_a_while_and_others_are_asked() -> None:
     assert 1 in {f.index for f in reader.fetches(Tick(), after_s=0.15)}
 
 
+def test_who_waits_in_line_for_a_first_block_has_what_follows_it_brought_meanwhile() -> None:
+    """A mount says that it reads on once it has the first bytes, and all who begin together
+    wait for these at one owner: their links would be idle until then."""
+    reader = Reader()
+    reader.step(Met("a"))
+    reader.step(Has("a", span(1, 9), 4))
+    asked = reader.fetches(Wants(1))
+    assert [fetch.index for fetch in asked] == [1], "nobody knows yet that it is a stream"
+    after = reader.fetches(Missed(1, "a", is_busy=True, retry_s=0.1), after_s=0.01)
+    assert {fetch.index for fetch in after} - {1}
+    alone = Reader()
+    alone.step(Met("a"))
+    alone.step(Has("a", span(1, 9), 4))
+    alone.step(Wants(1))
+    after = alone.fetches(Missed(1, "a"), after_s=0.01)
+    assert {fetch.index for fetch in after} == {1}, "that it is not there says nothing of others"
+
+
 def test_who_does_not_answer_is_left_alone_for_long() -> None:
     reader = Reader()
     reader.step(Met("a"))
@@ -339,6 +357,15 @@ def test_the_window_grows_as_a_stream_goes_on() -> None:
         cursors.note(at, 0.0)
     assert narrow < cursors.window(0).bit_count() == WINDOW_BLOCKS
     assert cursors.window(0) & span(0, 59) == 0
+
+
+def test_the_window_is_wide_at_once_where_many_read() -> None:
+    """With 16 blocks about and 32 readers of them, half of the links would have nothing to send."""
+    cursors = Cursors(BLOCKS)
+    cursors.note(0, 0.0)
+    assert cursors.window(0, helpers=3) == cursors.window(0)
+    assert cursors.window(0, helpers=20).bit_count() == 40
+    assert cursors.window(0, helpers=200).bit_count() == WINDOW_BLOCKS
 
 
 def test_streams_share_the_window() -> None:
