@@ -148,6 +148,10 @@ class BlockFiller:
     def _landed(self, landing: Landing) -> None:
         """Note that a load has ended, whole or not."""
 
+    def _announced(self, file: FileVersion, index: int) -> Sequence[str]:
+        """Return peers that have said that they have a block."""
+        return ()
+
     async def serve(
         self, file: FileVersion, index: int, first_piece: int
     ) -> AsyncGenerator[Piece, None]:
@@ -313,7 +317,10 @@ class BlockFiller:
         file, index = landing.file, landing.index
         holders: Sequence[str] = ()
         if not landing.is_new:
-            holders = await self._neighbors.other_holders(file, index, wide=False)
+            # An owner may only have been silent for a moment, and many have it from him.
+            holders = self._announced(file, index)
+            if not holders:
+                holders = await self._neighbors.other_holders(file, index, wide=False)
         if holders:
             log.debug("peek", block=str(file.key(index)), holders=holders)
             if await self._peeked(landing, writer, holders):

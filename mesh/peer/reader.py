@@ -59,6 +59,10 @@ class Swarming(Protocol):
         """Note that a stream has come to a block; False if it is not read with others."""
         ...
 
+    def announced(self, file: FileVersion, index: int) -> Sequence[str]:
+        """Return other readers who have said that they have a block, and may be asked."""
+        ...
+
     def landed(self, file: FileVersion, index: int) -> None:
         """Note that a block is here now."""
         ...
@@ -208,6 +212,9 @@ class BlockReader(BlockFiller):
         elif self.swarms is not None:
             may_go_on = isinstance(landing.error, GivenUp)
             self.swarms.given_up(landing.file, landing.index, may_go_on=may_go_on)
+
+    def _announced(self, file: FileVersion, index: int) -> Sequence[str]:
+        return () if self.swarms is None else self.swarms.announced(file, index)
 
     def _landed(self, landing: Landing) -> None:
         if self.swarms is not None and landing.is_done and landing.inode:

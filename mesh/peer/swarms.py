@@ -63,6 +63,9 @@ LINGER_HEAD_S = 3.0
 files must not take the places of those who read."""
 
 JOIN_TIMEOUT_S = 1.0
+HOLDERS_TOLD = 4
+"""Who has a block, to an owner that would fill it: more would only be asked in vain."""
+
 BROUGHT_AT_ONCE = 4
 HEARTBEAT = Piece(0, 0, b"")
 
@@ -152,6 +155,13 @@ class Swarms:
         """Note that blocks have other owners than before."""
         for session in self._sessions.values():
             session.scheduler.own_changed()
+
+    def announced(self, file: FileVersion, index: int) -> Sequence[str]:
+        """Return other readers who have said that they have a block, and may be asked."""
+        session = self._sessions.get(file.id)
+        if session is None or session.is_deaf:
+            return ()
+        return session.scheduler.holders(index)[:HOLDERS_TOLD]
 
     def landed(self, file: FileVersion, index: int) -> None:
         """Note that a block is here now."""
