@@ -45,6 +45,10 @@ owners as if alone: over slow links earlier would be more work for those who are
 PIECE_TIMES = 2.0
 """Times what a piece takes; who is overtaken for less sends what then nobody wants."""
 
+FIRST_S = 0.45
+"""Likewise while nothing has come yet: all begin at the same moment, connect to each other and
+ask one owner, and who is taken to be silent then has a second owner fill as well."""
+
 BEAT_PART = 0.25
 BEAT_S_MAX = 0.5
 BEATS = 2.5
@@ -175,7 +179,7 @@ class Session:
         """How long nothing may come from who sends, and be well: over gRPC pieces come whole."""
         usual_s = self.scheduler.usual_s
         a_piece_s = PIECE_TIMES * usual_s / piece_count(self.file.block_bytes)
-        return max(a_piece_s, BEATS * beat_s(usual_s)) if usual_s else 0.0
+        return max(a_piece_s, BEATS * beat_s(usual_s)) if usual_s else FIRST_S
 
     async def wants(self, index: int, is_coming: Callable[[], bool], *, until_s: float) -> None:
         """Return once a block that a reader is blocked on is on its way, at last *until_s*."""

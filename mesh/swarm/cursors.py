@@ -18,6 +18,9 @@ NEAR_BLOCKS = 16
 IDLE_S = 15.0
 """A cursor that has not moved for so long belongs to a reader that is gone."""
 
+GUESSED_S = 3.0
+"""Likewise one that is only supposed to be a stream."""
+
 WINDOW_BLOCKS = 64
 WINDOW_BLOCKS_MIN = 8
 LEAD_BLOCKS_MAX = 256
@@ -30,6 +33,9 @@ class Cursor:
     moved_s: float
     run: int
     """How many blocks it has gone on since it was first seen."""
+
+    idle_s: float = IDLE_S
+    """For how long it may stand still."""
 
 
 class Cursors:
@@ -48,16 +54,25 @@ class Cursors:
                 if index > cursor.position:
                     cursor.run += index - cursor.position
                     cursor.position = index
-                cursor.moved_s = now_s
+                cursor.moved_s, cursor.idle_s = now_s, IDLE_S
                 self._cursors.insert(0, self._cursors.pop(at))
                 return
         self._cursors.insert(0, Cursor(index, now_s, WINDOW_BLOCKS_MIN))
         del self._cursors[CURSORS_MAX:]
 
+    def guess(self, index: int, now_s: float) -> None:
+        """Suppose for a moment that who waits for a block will read on from there."""
+        self._cursors.insert(0, Cursor(index, now_s, WINDOW_BLOCKS_MIN, GUESSED_S))
+        del self._cursors[CURSORS_MAX:]
+
+    def due_s(self) -> float:
+        """Return when the next of them has stood still for too long; inf without any."""
+        return min((c.moved_s + c.idle_s for c in self._cursors), default=float("inf"))
+
     def expire(self, now_s: float) -> bool:
         """Forget cursors that have not moved for long; say whether there were any."""
         before = len(self._cursors)
-        self._cursors = [c for c in self._cursors if now_s - c.moved_s < IDLE_S]
+        self._cursors = [c for c in self._cursors if now_s < c.moved_s + c.idle_s]
         return len(self._cursors) < before
 
     @property

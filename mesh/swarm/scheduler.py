@@ -54,6 +54,10 @@ the time of the last reader, 16 a fifth (fanout.md 3)."""
 
 HINTS_MAX = 8
 
+CROWD = 8
+"""Where so many others read as well, who waits for a first block is taken to read on: a mount
+says so once it has that, and one sender gives it to seven at a time (`SlotRules`)."""
+
 SILENT_S = 1.0
 """Who was silent is left alone for so long: by then it has been heard, or found away."""
 
@@ -185,7 +189,7 @@ class Scheduler:
             due_s = min(due_s, self._sources.quiet_until_s())
         if self._asks_from_s and self._missing_window():
             due_s = min(due_s, self._asks_from_s)
-        return min(due_s, self._rests.due_s())
+        return min(due_s, self._rests.due_s(), self.cursors.due_s())
 
     # What happens
 
@@ -221,6 +225,10 @@ class Scheduler:
                 self._rests.expire(now_s)
                 if self._asks_from_s <= now_s:
                     self._asks_from_s = 0.0
+        if self._wanted and self.cursors.is_idle and len(self._sources.neighbors) >= CROWD:
+            # They all wait for one sender, and this link has nothing to do meanwhile.
+            self.cursors.guess(next(iter(self._wanted)), now_s)
+            self._window = None
         actions += self._urgent(now_s)
         actions += self._fetches(now_s)
         if isinstance(event, Tick):
@@ -317,11 +325,6 @@ class Scheduler:
             self._sources.leave_alone(event.source, now_s + SILENT_S)
         if event.source in hints:
             hints.remove(event.source)
-        if event.is_busy and event.index in self._wanted and self.cursors.is_idle:
-            # So many begin to read here at once that they wait for one sender: what comes
-            # next can come meanwhile.
-            self.cursors.note(event.index, now_s)
-            self._window = None
 
     def _note_failed(self, now_s: float, event: Failed) -> None:
         self._forget(event.index)

@@ -15,7 +15,7 @@ from mesh.clock import monotonic_s
 from mesh.errors import Busy, NotFound, PeerUnavailable, UnderStoreUnavailable
 from mesh.metrics import PEERS_NAMED_MAX, Metrics, PeerCounter, by_label, total
 from mesh.peer.peer import Peer
-from mesh.peer.session import Session, beat_s
+from mesh.peer.session import FIRST_S, Session, beat_s
 from mesh.peer.swarms import Pace, Swarms
 from mesh.swarm.bits import span
 from mesh.swarm.slots import SENT_OFTEN, SlotRules
@@ -294,7 +294,7 @@ async def test_who_waits_by_turns_is_silent_for_longer_than_between_two_beats(
         peer = cluster.peers["a"]
         assert swarms_of(peer).joined(file, 0) is not None
         reader = session(peer, file)
-        assert reader.piece_s == 0.0  # nobody can say yet
+        assert reader.piece_s == FIRST_S  # nobody can say yet
         for _ in range(9):
             reader.scheduler._sources.sent("b", usual_s, 1.0)
         assert reader.scheduler.usual_s == usual_s

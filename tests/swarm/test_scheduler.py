@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from random import Random
 
 import pytest
 
 from mesh.swarm.bits import mask_of, span
-from mesh.swarm.cursors import IDLE_S, LEAD_BLOCKS_MAX, WINDOW_BLOCKS, Cursors
+from mesh.swarm.cursors import GUESSED_S, IDLE_S, LEAD_BLOCKS_MAX, WINDOW_BLOCKS, Cursors
 from mesh.swarm.events import (
     Action,
     Announce,
@@ -25,7 +26,7 @@ from mesh.swarm.events import (
     Tick,
     Wants,
 )
-from mesh.swarm.scheduler import SILENT_S, Rules, Scheduler
+from mesh.swarm.scheduler import CROWD, SILENT_S, Rules, Scheduler
 from mesh.swarm.sources import AWAY_S
 
 BLOCKS = 256
@@ -198,22 +199,20 @@ def test_who_is_busy_is_left_alone_for_a_while_and_others_are_asked() -> None:
     assert 1 in {f.index for f in reader.fetches(Tick(), after_s=0.15)}
 
 
-def test_who_waits_in_line_for_a_first_block_has_what_follows_it_brought_meanwhile() -> None:
+def test_who_waits_for_a_first_block_in_a_crowd_has_what_follows_it_brought_meanwhile() -> None:
     """A mount says that it reads on once it has the first bytes, and all who begin together
     wait for these at one owner: their links would be idle until then."""
     reader = Reader()
-    reader.step(Met("a"))
-    reader.step(Has("a", span(1, 9), 4))
-    asked = reader.fetches(Wants(1))
-    assert [fetch.index for fetch in asked] == [1], "nobody knows yet that it is a stream"
-    after = reader.fetches(Missed(1, "a", is_busy=True, retry_s=0.1), after_s=0.01)
-    assert {fetch.index for fetch in after} - {1}
-    alone = Reader()
-    alone.step(Met("a"))
-    alone.step(Has("a", span(1, 9), 4))
-    alone.step(Wants(1))
-    after = alone.fetches(Missed(1, "a"), after_s=0.01)
-    assert {fetch.index for fetch in after} == {1}, "that it is not there says nothing of others"
+    for number in range(CROWD - 1):
+        reader.step(Met(f"peer-{number}"))
+    reader.step(Has("peer-0", span(1, 9), 4))
+    assert [fetch.index for fetch in reader.fetches(Wants(1))] == [1], "few: it may be a look"
+    after = reader.fetches(Met("one more"))
+    assert {fetch.index for fetch in after} <= set(range(2, 2 + 2 * CROWD))
+    assert after
+    reader.arrive(1)
+    reader.step(Tick(), after_s=GUESSED_S)
+    assert reader.scheduler.cursors.is_idle, "and nobody reads on"
 
 
 def test_who_does_not_answer_is_left_alone_for_long() -> None:
@@ -359,6 +358,24 @@ def test_the_window_grows_as_a_stream_goes_on() -> None:
     assert cursors.window(0) & span(0, 59) == 0
 
 
+def test_a_reader_that_is_gone_is_noticed_although_nothing_happens() -> None:
+    """Its session would have kept one of the places of those who read for ever."""
+    reader = Reader(mine=ALL ^ 1)
+    reader.step(Reads(1))
+    assert reader.scheduler.due_s() == reader.now_s + IDLE_S
+    reader.step(Tick(), after_s=IDLE_S)
+    assert reader.scheduler.cursors.is_idle
+    assert reader.scheduler.due_s() == inf
+
+
+def test_a_supposed_stream_is_one_once_it_goes_on() -> None:
+    cursors = Cursors(BLOCKS)
+    cursors.guess(0, 0.0)
+    cursors.note(1, 1.0)
+    assert not cursors.expire(GUESSED_S)
+    assert cursors.due_s() == 1.0 + IDLE_S
+
+
 def test_the_window_is_wide_at_once_where_many_read() -> None:
     """With 16 blocks about and 32 readers of them, half of the links would have nothing to send."""
     cursors = Cursors(BLOCKS)
@@ -390,6 +407,7 @@ def test_no_more_is_fetched_than_a_reader_may_get_to(is_all: bool) -> None:
 def test_a_stream_that_stands_still_is_forgotten() -> None:
     cursors = Cursors(BLOCKS)
     cursors.note(1, 0.0)
+    assert cursors.due_s() == IDLE_S
     assert not cursors.expire(IDLE_S / 2)
     assert cursors.expire(IDLE_S + 1)
     assert cursors.is_idle
