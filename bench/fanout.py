@@ -35,7 +35,7 @@ from bench.lent import memory_had
 from bench.table import OUT, Table, value_at_most
 from chaos.cluster import Cluster, Node
 from chaos.config import MeshSettings
-from chaos.place import check_machine, ended_by_signals, workplace
+from chaos.place import check_machine, ended_by_signals, until, workplace
 from mesh.blocks import KIB, MIB
 
 ALL_BYTES_S = 200e6
@@ -145,6 +145,7 @@ def fan_out(size: Size, place: Path, *, is_swarm: bool, killed: int = 0) -> Read
         with memory_had(place) if size.is_memory_had else nullcontext():
             readers = [_Reader(node, size) for node in cluster.nodes]
             try:
+                until(lambda: all(reader.is_ready() for reader in readers), "readers", within_s=30)
                 _follow(readers, reading, killed)
             finally:
                 for reader in readers:
@@ -171,6 +172,8 @@ _READ = """
 import sys, time
 at, step_bytes = 0, int(sys.argv[2])
 piece = bytearray(step_bytes)
+print("ready", flush=True)
+sys.stdin.readline()
 with open(sys.argv[1], "rb", buffering=0) as data:
     while count := data.readinto(piece):
         at += count
@@ -184,7 +187,7 @@ with open(sys.argv[1], "rb") as data:
 
 
 class _Reader:
-    """One process that reads the file of one mount in order."""
+    """One process that reads the file of one mount in order, once it is told to."""
 
     def __init__(self, node: Node, size: Size) -> None:
         self.node = node
@@ -192,8 +195,19 @@ class _Reader:
         self._log = node.view.parent / f"reader-{node.name}.txt"
         words = [sys.executable, "-c", _READ, str(node.view / FILE), str(STEP_BYTES)]
         with self._log.open("wb") as out:
-            self._process = subprocess.Popen(words, stdout=out, stderr=subprocess.DEVNULL)
+            self._process = subprocess.Popen(
+                words, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.DEVNULL
+            )
         self._size = size
+
+    def is_ready(self) -> bool:
+        """Whether it only waits to be told to begin; a Python takes 20 ms of CPU to be there."""
+        return self._log.read_text().startswith("ready")
+
+    def begin(self) -> None:
+        """Have it open the file and read."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
     @property
     def is_done(self) -> bool:
@@ -226,6 +240,8 @@ class _Reader:
 
 def _follow(readers: Sequence[_Reader], reading: Reading, killed: int) -> None:
     began_s, cpu_before_s = time.monotonic(), _cpu_s()
+    for reader in readers:
+        reader.begin()
     size = reading.size
     while not all(reader.is_done for reader in readers):
         now_s = time.monotonic() - began_s
@@ -252,10 +268,10 @@ def _follow(readers: Sequence[_Reader], reading: Reading, killed: int) -> None:
 
 
 def _cpu_s() -> float:
-    """Return how long the cores of this machine have been busy, in all."""
+    """Return how long the cores of this machine have been busy, but for what gives way."""
     words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
-    user, nice, system, _, _, irq, softirq = map(int, words[1:8])
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    user, _nice, system, _, _, irq, softirq = map(int, words[1:8])
+    return (user + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def _count(nodes: Sequence[Node], reading: Reading) -> None:
