@@ -45,8 +45,9 @@ def test_who_dies_costs_the_others_little() -> None:
     runs = [fan_out(replace(what, seed=seed)) for seed in range(1, 6)]
     assert all(len(done.done) == 14 for done in runs)
     assert all(done.ratio <= 1.35 + 0.15 for done in runs)
-    # What only the dead had is brought again: up to five blocks of 128, about one for each of them.
-    assert mean(done.egress for done in runs) <= 1.03
+    # What only the dead had, and of 128 blocks each counts: one to four of them.
+    assert runs[0].egress <= 1.03
+    assert mean(done.egress for done in runs) <= 1.025
 
 
 @pytest.mark.parametrize("seed", range(1, 5))
